@@ -1,0 +1,492 @@
+//! The messages of the federation (`urn:starling:federation:1`), as they stand in an IQ.
+//!
+//! A request is an [`Envelope`] in an IQ-set between two full JIDs; its answer is an [`Envelope`] in the IQ-result. The
+//! protocol is a FIPA Contract Net with a hold behind each bid and a three-step award; `docs/protocol.md` tells what happens
+//! when each message is lost.
+
+use xso::{AsXml, FromXml};
+
+use crate::id::{BidId, DomainId, JobId, LeaseId, MessageId, Millis};
+
+pub const NS: &str = "urn:starling:federation:1";
+
+/// What every message bears. Times are in ms since the Unix epoch by the sender's clock.
+#[derive(FromXml, AsXml, Clone, Debug, PartialEq)]
+#[xml(namespace = NS, name = "message")]
+pub struct Envelope {
+    #[xml(attribute)]
+    pub id: MessageId,
+    #[xml(attribute)]
+    pub job: JobId,
+    /// The home domain of the job (the root of any chain of re-forwarding).
+    #[xml(attribute)]
+    pub home: DomainId,
+    /// The sender's incarnation; a lower one than already seen is refused.
+    #[xml(attribute)]
+    pub epoch: u64,
+    #[xml(attribute)]
+    pub seq: u64,
+    #[xml(attribute(name = "sent-at"))]
+    pub sent_at: Millis,
+    #[xml(attribute(name = "expires-at"))]
+    pub expires_at: Millis,
+    /// Domains the work has passed through, home first, the sender last.
+    #[xml(extract(n = .., name = "via", fields(attribute(name = "domain", type_ = DomainId))))]
+    pub path: Vec<DomainId>,
+    #[xml(child)]
+    pub body: Body,
+}
+
+/// Any verb.
+#[derive(FromXml, AsXml, Clone, Debug, PartialEq)]
+#[xml()]
+pub enum Body {
+    #[xml(transparent)]
+    Cfp(Cfp),
+    #[xml(transparent)]
+    Bid(Bid),
+    #[xml(transparent)]
+    Refuse(Refuse),
+    #[xml(transparent)]
+    Award(Award),
+    #[xml(transparent)]
+    Accept(Accept),
+    #[xml(transparent)]
+    Decline(Decline),
+    #[xml(transparent)]
+    Commit(Commit),
+    #[xml(transparent)]
+    RejectBid(RejectBid),
+    #[xml(transparent)]
+    Renew(Renew),
+    #[xml(transparent)]
+    Inventory(Inventory),
+    #[xml(transparent)]
+    Progress(Progress),
+    #[xml(transparent)]
+    PartDone(PartDone),
+    #[xml(transparent)]
+    PartFailed(PartFailed),
+    #[xml(transparent)]
+    Cancel(Cancel),
+    #[xml(transparent)]
+    Revoke(Revoke),
+    #[xml(transparent)]
+    Release(Release),
+    #[xml(transparent)]
+    Resync(Resync),
+    #[xml(transparent)]
+    Ack(Ack),
+    #[xml(transparent)]
+    Stale(Stale),
+    #[xml(transparent)]
+    NotUnderstood(NotUnderstood),
+}
+
+/// Home → foreign: call for bids. Answered by [`Bid`] or [`Refuse`].
+#[derive(FromXml, AsXml, Clone, Debug, PartialEq)]
+#[xml(namespace = NS, name = "cfp")]
+pub struct Cfp {
+    /// Job kind: `transcode`, ...
+    #[xml(attribute)]
+    pub kind: String,
+    #[xml(attribute(default))]
+    pub deadline: Option<Millis>,
+    /// Money left, in the federation's unit; absent: no limit.
+    #[xml(attribute(default, name = "budget-left"))]
+    pub budget_left: Option<f64>,
+    #[xml(attribute(name = "bid-by"))]
+    pub bid_by: Millis,
+    /// How long the bid's hold should last, ms.
+    #[xml(attribute(name = "hold-ms"))]
+    pub hold_ms: u64,
+    /// How many further levels of re-forwarding are allowed.
+    #[xml(attribute(name = "depth-left"))]
+    pub depth_left: u32,
+    #[xml(child(n = ..))]
+    pub parts: Vec<PartCall>,
+}
+
+/// One part as it is called out: how much there is to fetch and to do.
+#[derive(FromXml, AsXml, Clone, Debug, PartialEq)]
+#[xml(namespace = NS, name = "part")]
+pub struct PartCall {
+    #[xml(attribute(name = "n"))]
+    pub part: u32,
+    /// Bytes to fetch.
+    #[xml(attribute)]
+    pub bytes: u64,
+    /// Estimated work, in ms of one reference core.
+    #[xml(attribute(name = "work-ms"))]
+    pub work_ms: u64,
+}
+
+/// Foreign → home, an answer to [`Cfp`]: capacity is held until `hold_until` and then frees itself.
+#[derive(FromXml, AsXml, Clone, Debug, PartialEq)]
+#[xml(namespace = NS, name = "bid")]
+pub struct Bid {
+    #[xml(attribute)]
+    pub bid: BidId,
+    /// Most parts it takes; what is awarded never exceeds it.
+    #[xml(attribute(name = "parts-max"))]
+    pub parts_max: u32,
+    /// Parts it works on at the same time.
+    #[xml(attribute)]
+    pub slots: u32,
+    /// Price of one part.
+    #[xml(attribute)]
+    pub price: f64,
+    /// Estimated ms from commit until `parts_max` parts are done: the median and the 90th percentile.
+    #[xml(attribute(name = "finish-p50-ms"))]
+    pub finish_p50_ms: u64,
+    #[xml(attribute(name = "finish-p90-ms"))]
+    pub finish_p90_ms: u64,
+    #[xml(attribute(name = "hold-until"))]
+    pub hold_until: Millis,
+}
+
+/// Foreign → home, an answer to [`Cfp`].
+#[derive(FromXml, AsXml, Clone, Debug, PartialEq)]
+#[xml(namespace = NS, name = "refuse")]
+pub struct Refuse {
+    /// `busy`, `policy`, `price`, `requirements`, `deadline`, `depth`, `loop` or `draining`.
+    #[xml(attribute)]
+    pub reason: String,
+    #[xml(attribute(default, name = "retry-after-ms"))]
+    pub retry_after_ms: Option<u64>,
+}
+
+/// Home → foreign, before `hold_until`. Answered by [`Accept`] or [`Decline`].
+#[derive(FromXml, AsXml, Clone, Debug, PartialEq)]
+#[xml(namespace = NS, name = "award")]
+pub struct Award {
+    #[xml(attribute)]
+    pub bid: BidId,
+    #[xml(attribute)]
+    pub lease: LeaseId,
+    /// Capability: who cannot say it does not hold the lease. Never logged.
+    #[xml(attribute)]
+    pub secret: String,
+    #[xml(attribute(name = "ttl-ms"))]
+    pub ttl_ms: u64,
+    #[xml(attribute(name = "renew-ms"))]
+    pub renew_ms: u64,
+    /// Most that these parts may cost together.
+    #[xml(attribute(name = "price-cap"))]
+    pub price_cap: f64,
+    #[xml(child(n = ..))]
+    pub parts: Vec<PartAward>,
+}
+
+/// One part as it is awarded.
+#[derive(FromXml, AsXml, Clone, Debug, PartialEq)]
+#[xml(namespace = NS, name = "part")]
+pub struct PartAward {
+    #[xml(attribute(name = "n"))]
+    pub part: u32,
+    /// Counts awards of this part; a result of an older attempt is stale.
+    #[xml(attribute)]
+    pub attempt: u32,
+    #[xml(attribute)]
+    pub bytes: u64,
+    #[xml(attribute(name = "work-ms"))]
+    pub work_ms: u64,
+    /// Presigned GET of the part's order (`storage::film::part::PartSpec`). The broker leaves it empty; the
+    /// driver fills it in when it sends.
+    #[xml(attribute(default))]
+    pub url: String,
+}
+
+/// Foreign → home, an answer to [`Award`].
+#[derive(FromXml, AsXml, Clone, Debug, PartialEq)]
+#[xml(namespace = NS, name = "accept")]
+pub struct Accept {
+    #[xml(attribute)]
+    pub lease: LeaseId,
+    /// Lower-case hex SHA-256 over what was agreed: both sides can show it.
+    #[xml(attribute)]
+    pub contract: String,
+}
+
+/// Foreign → home, an answer to [`Award`].
+#[derive(FromXml, AsXml, Clone, Debug, PartialEq)]
+#[xml(namespace = NS, name = "decline")]
+pub struct Decline {
+    #[xml(attribute)]
+    pub reason: String,
+}
+
+/// Home → foreign: only now does work start. Answered by [`Ack`].
+#[derive(FromXml, AsXml, Clone, Debug, PartialEq)]
+#[xml(namespace = NS, name = "commit")]
+pub struct Commit {
+    #[xml(attribute)]
+    pub lease: LeaseId,
+    #[xml(attribute)]
+    pub secret: String,
+    #[xml(attribute)]
+    pub contract: String,
+}
+
+/// Home → foreign: the hold is free at once. Answered by [`Ack`].
+#[derive(FromXml, AsXml, Clone, Debug, PartialEq)]
+#[xml(namespace = NS, name = "reject-bid")]
+pub struct RejectBid {
+    #[xml(attribute)]
+    pub bid: BidId,
+}
+
+/// A part and the attempt that is meant.
+#[derive(FromXml, AsXml, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[xml(namespace = NS, name = "part")]
+pub struct PartRef {
+    #[xml(attribute(name = "n"))]
+    pub part: u32,
+    #[xml(attribute)]
+    pub attempt: u32,
+}
+
+/// Home → foreign: the lease runs `ttl_ms` longer. Answered by [`Inventory`].
+#[derive(FromXml, AsXml, Clone, Debug, PartialEq)]
+#[xml(namespace = NS, name = "renew")]
+pub struct Renew {
+    #[xml(attribute)]
+    pub lease: LeaseId,
+    #[xml(attribute)]
+    pub secret: String,
+    /// Parts home believes to be there.
+    #[xml(child(n = ..))]
+    pub parts: Vec<PartRef>,
+}
+
+/// Foreign → home, an answer to [`Renew`] and [`Resync`]: what is really there.
+#[derive(FromXml, AsXml, Clone, Debug, PartialEq)]
+#[xml(namespace = NS, name = "inventory")]
+pub struct Inventory {
+    #[xml(attribute)]
+    pub lease: LeaseId,
+    /// False: the domain does not know this lease (any more); home re-awards at once.
+    #[xml(attribute)]
+    pub known: bool,
+    #[xml(child(n = ..))]
+    pub parts: Vec<PartProgress>,
+}
+
+/// Foreign → home, throttled. Cumulative, never a delta. Answered by [`Ack`] or [`Stale`].
+#[derive(FromXml, AsXml, Clone, Debug, PartialEq)]
+#[xml(namespace = NS, name = "progress")]
+pub struct Progress {
+    #[xml(attribute)]
+    pub lease: LeaseId,
+    #[xml(attribute)]
+    pub secret: String,
+    #[xml(child(n = ..))]
+    pub parts: Vec<PartProgress>,
+}
+
+#[derive(FromXml, AsXml, Clone, Debug, PartialEq)]
+#[xml(namespace = NS, name = "part")]
+pub struct PartProgress {
+    #[xml(attribute(name = "n"))]
+    pub part: u32,
+    #[xml(attribute)]
+    pub attempt: u32,
+    /// `waiting`, `loading`, `loaded`, `running`, `publishing`, `done` or `failed`.
+    #[xml(attribute)]
+    pub state: String,
+    /// Bytes fetched so far.
+    #[xml(attribute)]
+    pub bytes: u64,
+    /// 0-100 of the processing.
+    #[xml(attribute)]
+    pub percent: f32,
+    /// Which domain really does it, when it was sold on.
+    #[xml(attribute(default))]
+    pub by: Option<DomainId>,
+    /// Objects already there (raw sound packets once `loaded`).
+    #[xml(child(n = ..))]
+    pub outputs: Vec<Output>,
+}
+
+/// An object a part has put into the store.
+#[derive(FromXml, AsXml, Clone, Debug, PartialEq)]
+#[xml(namespace = NS, name = "output")]
+pub struct Output {
+    #[xml(attribute)]
+    pub key: String,
+    #[xml(attribute)]
+    pub size: u64,
+    #[xml(attribute)]
+    pub sha256: String,
+    /// JSON of `storage::film::part::FragmentSummary`, for fMP4 objects.
+    #[xml(extract(default, name = "fragments", fields(text(type_ = String))))]
+    pub fragments: Option<String>,
+}
+
+/// Where the time and the bytes of a part went.
+#[derive(FromXml, AsXml, Clone, Debug, Default, PartialEq)]
+#[xml(namespace = NS, name = "usage")]
+pub struct Usage {
+    /// Bytes fetched from the store, and put there.
+    #[xml(attribute(name = "bytes-in"))]
+    pub bytes_in: u64,
+    #[xml(attribute(name = "bytes-out"))]
+    pub bytes_out: u64,
+    /// Wall ms: fetching; making the input decodable; encoding; uploading and checking.
+    #[xml(attribute(name = "download-ms"))]
+    pub download_ms: u64,
+    #[xml(attribute(name = "load-ms"))]
+    pub load_ms: u64,
+    #[xml(attribute(name = "process-ms"))]
+    pub process_ms: u64,
+    #[xml(attribute(name = "publish-ms"))]
+    pub publish_ms: u64,
+    /// CPU ms of the encoder.
+    #[xml(attribute(name = "cpu-ms"))]
+    pub cpu_ms: u64,
+}
+
+/// Foreign → home: kept and repeated until answered by [`Ack`] or [`Stale`].
+#[derive(FromXml, AsXml, Clone, Debug, PartialEq)]
+#[xml(namespace = NS, name = "part-done")]
+pub struct PartDone {
+    #[xml(attribute)]
+    pub lease: LeaseId,
+    #[xml(attribute)]
+    pub secret: String,
+    #[xml(attribute(name = "n"))]
+    pub part: u32,
+    #[xml(attribute)]
+    pub attempt: u32,
+    /// Which domain really did it, when it was sold on.
+    #[xml(attribute(default))]
+    pub by: Option<DomainId>,
+    #[xml(child(n = ..))]
+    pub outputs: Vec<Output>,
+    #[xml(child)]
+    pub usage: Usage,
+}
+
+/// Foreign → home: kept and repeated until answered by [`Ack`] or [`Stale`].
+#[derive(FromXml, AsXml, Clone, Debug, PartialEq)]
+#[xml(namespace = NS, name = "part-failed")]
+pub struct PartFailed {
+    #[xml(attribute)]
+    pub lease: LeaseId,
+    #[xml(attribute)]
+    pub secret: String,
+    #[xml(attribute(name = "n"))]
+    pub part: u32,
+    #[xml(attribute)]
+    pub attempt: u32,
+    /// `input`, `code`, `resource`, `preempted`, `data` or `internal`.
+    #[xml(attribute)]
+    pub class: String,
+    #[xml(attribute)]
+    pub retryable: bool,
+    /// Stable code for people and programs, such as `source-changed` or `encoder-failed`.
+    #[xml(attribute)]
+    pub code: String,
+    /// Tail of the log (stderr of the encoder), at most 4 KiB.
+    #[xml(extract(name = "log", fields(text(type_ = String))))]
+    pub log: String,
+}
+
+/// Home → foreign: stop these parts (none named: all of the lease). Answered by [`Ack`].
+#[derive(FromXml, AsXml, Clone, Debug, PartialEq)]
+#[xml(namespace = NS, name = "cancel")]
+pub struct Cancel {
+    #[xml(attribute)]
+    pub lease: LeaseId,
+    #[xml(attribute)]
+    pub secret: String,
+    #[xml(attribute)]
+    pub reason: String,
+    #[xml(child(n = ..))]
+    pub parts: Vec<PartRef>,
+}
+
+/// Foreign → home: the provider needs its capacity back. Answered by [`Ack`].
+#[derive(FromXml, AsXml, Clone, Debug, PartialEq)]
+#[xml(namespace = NS, name = "revoke")]
+pub struct Revoke {
+    #[xml(attribute)]
+    pub lease: LeaseId,
+    #[xml(attribute)]
+    pub secret: String,
+    #[xml(attribute)]
+    pub reason: String,
+    #[xml(child(n = ..))]
+    pub parts: Vec<PartRef>,
+}
+
+/// Either way: the lease is over. Answered by [`Ack`].
+#[derive(FromXml, AsXml, Clone, Debug, PartialEq)]
+#[xml(namespace = NS, name = "release")]
+pub struct Release {
+    #[xml(attribute)]
+    pub lease: LeaseId,
+    #[xml(attribute)]
+    pub secret: String,
+}
+
+/// Home → foreign after any restart or reconnect, before any expiry is judged. Answered by [`Inventory`].
+#[derive(FromXml, AsXml, Clone, Debug, PartialEq)]
+#[xml(namespace = NS, name = "resync")]
+pub struct Resync {
+    #[xml(attribute)]
+    pub lease: LeaseId,
+    #[xml(attribute)]
+    pub secret: String,
+}
+
+/// Received, and acted upon or already known.
+#[derive(FromXml, AsXml, Clone, Debug, PartialEq)]
+#[xml(namespace = NS, name = "ack")]
+pub struct Ack {}
+
+/// The lease, attempt or epoch meant is not the current one; or the secret is wrong. Drop it and stop repeating.
+#[derive(FromXml, AsXml, Clone, Debug, PartialEq)]
+#[xml(namespace = NS, name = "stale")]
+pub struct Stale {
+    #[xml(attribute)]
+    pub reason: String,
+}
+
+/// The verb is not known here, or not from you.
+#[derive(FromXml, AsXml, Clone, Debug, PartialEq)]
+#[xml(namespace = NS, name = "not-understood")]
+pub struct NotUnderstood {
+    #[xml(attribute)]
+    pub reason: String,
+}
+
+/// Presence payload in the Federation room: soft state, a hint, never binding.
+#[derive(FromXml, AsXml, Clone, Debug, PartialEq)]
+#[xml(namespace = NS, name = "ad")]
+pub struct Ad {
+    #[xml(attribute)]
+    pub domain: DomainId,
+    #[xml(attribute)]
+    pub epoch: u64,
+    #[xml(attribute)]
+    pub seq: u64,
+    /// `ok`, `draining` or `sick`.
+    #[xml(attribute)]
+    pub health: String,
+    #[xml(attribute(name = "slots"))]
+    pub slots: u32,
+    #[xml(attribute(name = "slots-free"))]
+    pub slots_free: u32,
+    /// Price of one part.
+    #[xml(attribute)]
+    pub price: f64,
+    #[xml(attribute(default))]
+    pub region: Option<String>,
+    /// Space-separated job kinds.
+    #[xml(attribute)]
+    pub kinds: String,
+    /// Of Starling, as in Cargo.toml.
+    #[xml(attribute)]
+    pub version: String,
+}
