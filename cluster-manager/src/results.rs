@@ -5,7 +5,7 @@
 //! beginning of the film which every rendition has, so no document ever has a hole, and playing can start after the
 //! first part. A film whose chunks do not fit together is refused rather than published.
 
-use storage::{film::part::FragmentSummary, range::ByteRange};
+use storage::film::{fragment::Fragment, part::FragmentSummary};
 
 mod dash;
 mod hls;
@@ -70,15 +70,6 @@ pub struct SoundTrack {
     pub summary: FragmentSummary,
     /// In film order, at least one.
     pub fragments: Vec<Fragment>,
-}
-
-/// A `moof` and its `mdat`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Fragment {
-    pub range: ByteRange,
-    /// In the timescale of the object's summary.
-    pub start: u64,
-    pub duration: u64,
 }
 
 /// An object to be stored beside the chunks.

@@ -65,7 +65,7 @@ fn voice(film: &Playable<'_>, sound: &SoundTrack, links: &Links<'_>) -> String {
     let segments = group(&sound.fragments, units(film.longest_part_seconds()));
     let url = xml(&links.reference(&sound.key));
     let (mut times, mut urls) = (String::new(), String::new());
-    for Fragment { range, start, duration } in segments.into_iter().take_while(|s| (s.start as f64) < end) {
+    for Fragment { range, start, duration, .. } in segments.into_iter().take_while(|s| (s.start as f64) < end) {
         let _ = writeln!(times, "            <S t=\"{start}\" d=\"{duration}\"/>");
         let range = media_range(range.start(), range.end());
         let _ = writeln!(urls, "          <SegmentURL media=\"{url}\" mediaRange=\"{range}\"/>");

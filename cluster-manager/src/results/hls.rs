@@ -65,16 +65,17 @@ fn voice<'a>(film: &Playable<'_>, sound: &'a SoundTrack) -> Vec<Segment<'a>> {
 /// Joins fragments that stand side by side while they stay within `longest` units.
 pub(super) fn group(fragments: &[Fragment], longest: f64) -> Vec<Fragment> {
     let mut joined: Vec<Fragment> = Vec::new();
-    for &fragment in fragments {
+    for fragment in fragments {
         match joined.last_mut() {
             Some(last)
                 if last.range.end() == fragment.range.start()
                     && (last.duration.saturating_add(fragment.duration)) as f64 <= longest =>
             {
                 last.duration += fragment.duration;
+                last.samples += fragment.samples;
                 last.range = ByteRange::new(last.range.start(), fragment.range.end()).unwrap_or(last.range);
             }
-            _ => joined.push(fragment),
+            _ => joined.push(fragment.clone()),
         }
     }
     joined

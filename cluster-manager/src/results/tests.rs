@@ -1,3 +1,5 @@
+use storage::range::ByteRange;
+
 use super::*;
 
 fn chunk(rendition: u32, n: u64, frames: u64) -> Chunk {
@@ -28,6 +30,7 @@ fn film() -> Film {
         range: ByteRange::new(737 + n * 48_000, 737 + (n + 1) * 48_000).unwrap(),
         start: n * 192_000,
         duration: 192_000,
+        samples: 188,
     };
     Film {
         title: "A film".into(),
