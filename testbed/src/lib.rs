@@ -1,1 +1,4 @@
+//! The world in a box: real XMPP servers, S3 and every agent on loopback, and the checks made from outside.
+
+pub mod film;
 pub mod s3;
