@@ -2,3 +2,4 @@
 
 pub mod browser;
 pub mod film;
+pub mod s3;
