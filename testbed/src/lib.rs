@@ -1,1 +1,4 @@
+//! The world in a box.
 
+pub mod ca;
+pub mod prosody;
