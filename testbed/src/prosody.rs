@@ -312,3 +312,14 @@ fn encode(name: &str) -> String {
         .map(|b| if b.is_ascii_alphanumeric() { char::from(b).to_string() } else { format!("%{b:02x}") })
         .collect()
 }
+
+/// `go-sendxmpp` (Debian package), logged in on this server with its CA trusted. Add `--chatroom ROOM` and a message.
+pub fn go_sendxmpp(jid: &str, password: &str, server: SocketAddr, ca_file: &Path) -> Command {
+    let mut command = Command::new("go-sendxmpp");
+    command
+        .args(["--username", jid, "--password", password, "--jserver", &server.to_string()])
+        .env("SSL_CERT_FILE", ca_file)
+        .stdin(Stdio::null())
+        .kill_on_drop(true);
+    command
+}
