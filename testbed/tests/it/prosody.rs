@@ -6,7 +6,9 @@ use std::process::{Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use federation::xmpp::{Agent, AgentEvent, BareJid, Element, FullJid, IqFailure, Jid, MessageKind, Transport, XmppConfig};
+use federation::xmpp::{
+    Agent, AgentEvent, BareJid, Element, FullJid, IqFailure, Jid, MessageKind, Transport, XmppConfig,
+};
 use testbed::ca::Ca;
 use testbed::prosody::{Ports, Prosody, ProsodyConfig};
 use tokio::net::{TcpListener, TcpStream};
@@ -328,7 +330,9 @@ async fn the_manager_owns_a_room_that_somebody_else_entered_first() {
     hm.agent.directed_presence(cm.jid.clone(), Some(payload("4 slots")), true).await.unwrap();
     let from = cm
         .wait(|event| match event {
-            AgentEvent::DirectedPresence { from, available: true, payloads } if has_payload(&payloads, "4 slots") => Some(from),
+            AgentEvent::DirectedPresence { from, available: true, payloads } if has_payload(&payloads, "4 slots") => {
+                Some(from)
+            }
             AgentEvent::Occupant { nick, .. } if nick == "hm" => panic!("broadcast"),
             _ => None,
         })
@@ -429,7 +433,9 @@ async fn a_cut_link_is_resumed_and_nothing_is_lost() {
             let mine = reader.jid.clone();
             let text = reader
                 .wait(|event| match event {
-                    AgentEvent::Message { from, room, payloads, .. } if room.is_none() || mine.node() == Some(jid_cm().node().unwrap()) => {
+                    AgentEvent::Message { from, room, payloads, .. }
+                        if room.is_none() || mine.node() == Some(jid_cm().node().unwrap()) =>
+                    {
                         let _ = from;
                         payloads.iter().find(|p| p.name() == "thing").map(Element::text)
                     }
