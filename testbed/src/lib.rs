@@ -3,3 +3,7 @@
 pub mod browser;
 pub mod film;
 pub mod s3;
+//! The world in a box.
+
+pub mod ca;
+pub mod prosody;

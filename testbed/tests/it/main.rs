@@ -1,1 +1,4 @@
 mod s3;
+//! Against real parts.
+
+mod prosody;
