@@ -13,6 +13,7 @@ pub mod domain;
 pub mod event;
 pub mod id;
 
+pub mod job;
 pub mod message;
 pub mod plan;
 mod post;
