@@ -252,7 +252,50 @@ impl World {
     pub fn crash(&mut self, name: &DomainId) {
         if let Some(node) = self.nodes.get_mut(name) {
             node.alive = false;
+            self.seen.crashes += 1;
         }
+    }
+
+    /// Kills a domain, which comes back by itself.
+    pub fn kill(&mut self, name: &DomainId) {
+        self.crash(name);
+        let at = 100 + self.rng.below(60_000);
+        self.later(at, name, Packet::Restart);
+    }
+
+    /// Tasks that were never going to end fail now.
+    pub fn release_idle(&mut self, name: &DomainId) {
+        let node = self.node(&name.0);
+        let idle: Vec<_> =
+            node.tasks.iter().filter(|(k, t)| t.ended.is_none() && !node.outcome.contains_key(*k)).collect();
+        let idle: Vec<_> = idle.into_iter().map(|(k, _)| k.clone()).collect();
+        for key in idle {
+            self.node(&name.0).outcome.insert(key.clone(), failed("internal", "stuck"));
+            self.later(1_000, name, Packet::TaskEnds(key));
+        }
+    }
+
+    /// For a person who looks for what hangs.
+    pub fn unfinished(&self) -> String {
+        let mut text = format!("now {:?}", self.now);
+        for (id, node) in &self.nodes {
+            let book = node.domain.book();
+            text += &format!(
+                "\n{id}: alive {}, held {}, deadline {:?}",
+                node.alive,
+                node.domain.held(),
+                node.domain.deadline()
+            );
+            for (name, job) in book.jobs.iter().filter(|(_, j)| j.end.is_none()) {
+                let states: Vec<_> = job.parts.iter().map(|(n, p)| format!("{n}:{:?}", p.state)).collect();
+                text += &format!("\n  job {name}: {}", states.join(" "));
+            }
+            for (lease, taken) in &book.taken {
+                let states: Vec<_> = taken.parts.iter().map(|(n, p)| format!("{n}:{:?}", p.state)).collect();
+                text += &format!("\n  taken {lease}: {}", states.join(" "));
+            }
+        }
+        text
     }
 
     pub fn restart(&mut self, name: &DomainId) {
