@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use federation::book::{Book, TakenState};
 use federation::domain::{Domain, Input};
 use federation::event::{Event, Offer};
-use federation::id::{BidId, DomainId, JobId, LeaseId, Millis};
+use federation::id::{BidId, DomainId, JobId, LeaseId, MessageId, Millis};
 use federation::message::{Body, Envelope};
 
 use crate::world::World;
@@ -19,6 +19,8 @@ pub struct Observer {
     leases: BTreeMap<LeaseId, Granted>,
     verified: BTreeSet<(DomainId, JobId, u32)>,
     last_word: BTreeMap<LeaseId, Millis>,
+    /// Until when an answer counts.
+    asked: BTreeMap<MessageId, Millis>,
     pub events: u64,
     pub commits: u64,
     pub lost: u64,
@@ -38,7 +40,15 @@ struct Granted {
 impl World {
     /// Somebody hears of a lease that it granted.
     pub fn hear(&mut self, _to: &DomainId, input: &Input) {
-        let (Input::Request(_, envelope) | Input::Answer { result: Ok(envelope), .. }) = input else { return };
+        let envelope = match input {
+            Input::Request(_, envelope) => envelope,
+            // An answer that comes too late, or again, is none.
+            Input::Answer { id, result: Ok(envelope), .. } => match self.seen.asked.remove(id) {
+                Some(until) if self.now < until => envelope,
+                _ => return,
+            },
+            _ => return,
+        };
         let lease = match &envelope.body {
             Body::Accept(b) => &b.lease,
             Body::Inventory(b) => &b.lease,
@@ -73,9 +83,9 @@ impl World {
             }
             Event::Withdrawn { lease, .. } => self.unclaim_all(who, lease),
             Event::Committed { lease, .. } => {
-                self.seen.commits += 1;
                 self.seen.last_word.insert(lease.clone(), now);
             }
+            Event::Confirmed { .. } => self.seen.commits += 1,
             Event::Lost { lease, .. } => {
                 self.seen.lost += 1;
                 let ttl = self.seen.leases[lease].ttl_ms + self.nodes[who].config.timers.detach_grace_ms;
@@ -123,6 +133,7 @@ impl World {
     }
 
     pub fn check_sent(&mut self, who: &DomainId, to: &DomainId, envelope: &Envelope) {
+        self.seen.asked.insert(envelope.id.clone(), self.now.plus(self.nodes[who].config.timers.answer_ms));
         let Body::Cfp(cfp) = &envelope.body else { return };
         let mut path = envelope.path.clone();
         assert_eq!(path.last(), Some(who), "invariant 8: the sender is last");
@@ -171,5 +182,20 @@ impl World {
         live.jobs.values_mut().for_each(|j| j.offers.clear());
         replayed.jobs.values_mut().for_each(|j| j.offers.clear());
         assert_eq!(live, replayed, "invariant 6: the journal is not the state");
+    }
+}
+
+impl World {
+    /// For a test that cuts a journal: what was seen of `a` after the cut is not history.
+    pub fn forget_claims(&mut self) {
+        let home = crate::world::d("a");
+        let events = self.nodes[&home].journal.clone();
+        let seen = &mut self.seen;
+        seen.claims.retain(|(h, _, _), _| *h != home);
+        seen.verified.retain(|(h, _, _)| *h != home);
+        seen.spent_bids.clear();
+        for event in events {
+            self.observe(&home, &event);
+        }
     }
 }
