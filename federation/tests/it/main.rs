@@ -2,6 +2,7 @@
 
 mod federation;
 mod job;
+mod message;
 mod observer;
 mod scenarios;
 mod world;

@@ -21,6 +21,8 @@ pub struct Observer {
     last_word: BTreeMap<LeaseId, Millis>,
     /// Until when an answer counts.
     asked: BTreeMap<MessageId, Millis>,
+    requests: BTreeSet<MessageId>,
+    epochs: BTreeMap<(DomainId, DomainId), u64>,
     pub events: u64,
     pub commits: u64,
     pub lost: u64,
@@ -39,9 +41,17 @@ struct Granted {
 
 impl World {
     /// Somebody hears of a lease that it granted.
-    pub fn hear(&mut self, _to: &DomainId, input: &Input) {
+    pub fn hear(&mut self, to: &DomainId, input: &Input) {
         let envelope = match input {
-            Input::Request(_, envelope) => envelope,
+            // Nor is a repeat, or what an earlier incarnation said.
+            Input::Request(from, envelope) => {
+                let epoch = self.seen.epochs.entry((to.clone(), from.clone())).or_default();
+                if envelope.epoch < *epoch || !self.seen.requests.insert(envelope.id.clone()) {
+                    return;
+                }
+                *epoch = envelope.epoch;
+                envelope
+            }
             // An answer that comes too late, or again, is none.
             Input::Answer { id, result: Ok(envelope), .. } => match self.seen.asked.remove(id) {
                 Some(until) if self.now < until => envelope,
