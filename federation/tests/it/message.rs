@@ -136,12 +136,12 @@ fn every_message_of_a_cluster_survives_too() {
 }
 
 #[test]
-fn an_unknown_verb_a_foreign_element_and_a_name_without_end_are_refused() {
+fn an_unknown_verb_and_a_name_without_end_are_refused() {
     let ack = String::from_utf8(xso::to_vec(&envelope(Body::Ack(Ack {}))).expect("written")).expect("text");
     let read = |text: &str| xso::from_bytes::<Envelope>(text.as_bytes());
     assert!(read(&ack).is_ok());
     assert!(read(&ack.replace("ack", "nack")).is_err());
-    assert!(read(&ack.replace("</message", "<ack xmlns='urn:other'/></message")).is_err());
+    assert!(read(&ack.replace("<ack ", "<ack extra='1' ")).is_ok(), "a later version may say more");
     assert!(read(&ack.replace("a-1-9", &"x".repeat(300))).is_err());
     assert!(read(&ack.replace("epoch='3'", "epoch='-3'").replace("epoch=\"3\"", "epoch=\"-3\"")).is_err());
 }
