@@ -14,6 +14,7 @@ pub mod event;
 pub mod id;
 pub mod job;
 
+pub mod job;
 pub mod message;
 pub mod plan;
 mod post;
