@@ -1,1 +1,3 @@
+//! The world in a box: real XMPP servers, S3 and every agent on loopback, and the checks made from outside.
 
+pub mod film;
