@@ -1,3 +1,5 @@
 //! The world in a box: real XMPP servers, S3 and every agent on loopback, and the checks made from outside.
 
+pub mod ca;
 pub mod film;
+pub mod prosody;
