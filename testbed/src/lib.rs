@@ -3,3 +3,4 @@
 pub mod ca;
 pub mod film;
 pub mod prosody;
+pub mod s3;
