@@ -6,4 +6,6 @@ pub mod s3;
 //! The world in a box.
 
 pub mod ca;
+pub mod film;
 pub mod prosody;
+pub mod s3;

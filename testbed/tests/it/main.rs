@@ -2,3 +2,7 @@ mod s3;
 //! Against real parts.
 
 mod prosody;
+//! Against real parts.
+
+mod prosody;
+mod s3;
