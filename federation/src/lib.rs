@@ -5,3 +5,5 @@
 pub mod cluster;
 pub mod id;
 pub mod message;
+#[cfg(feature = "xmpp")]
+pub mod xmpp;
