@@ -4,7 +4,7 @@
 //! `setpriv --pdeathsig`) to be killed when the thread that started it is gone, whatever the reason: also after SIGKILL.
 //! So a [`Process`] is to be started from a thread that lives as long as it should.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
@@ -16,14 +16,16 @@ use nix::unistd::Pid;
 use tokio::process::{Child, Command};
 
 /// How long a process may take to end in peace.
-const PEACE: Duration = Duration::from_secs(5);
+const PEACE: Duration = Duration::from_secs(8);
 /// How often a log is looked at while its process starts.
 const LOOK: Duration = Duration::from_millis(20);
 
 /// What to run, and under which name people see it.
 #[derive(Clone, Debug)]
 pub struct Recipe {
-    /// `cluster-manager`, `host-manager`, `s3`, ...
+    /// What people call it, unique in a world: `a.test cm`, `a.test hm1`, `s3`.
+    pub name: String,
+    /// `cluster-manager`, `host-manager`, `prosody` or `s3`.
     pub role: String,
     /// None: it serves all domains.
     pub domain: Option<String>,
@@ -31,16 +33,6 @@ pub struct Recipe {
     pub arguments: Vec<OsString>,
     /// Both of its output streams go here; made anew.
     pub log: PathBuf,
-}
-
-impl Recipe {
-    /// `a.test cluster-manager`, or the role alone.
-    pub fn name(&self) -> String {
-        match &self.domain {
-            Some(domain) => format!("{domain} {}", self.role),
-            None => self.role.clone(),
-        }
-    }
 }
 
 /// A running child. Dropping it kills its whole group at once; [`Process::end`] asks first.
@@ -58,16 +50,14 @@ impl Process {
     pub fn start(recipe: Recipe) -> Result<Self> {
         let log = create_log(&recipe.log)?;
         let copy = log.try_clone().context("open the log twice")?;
-        let child = Command::new("setpriv")
-            .args(["--pdeathsig", "KILL", "--"])
-            .arg(&recipe.program)
+        let child = Command::from(tied(&recipe.program))
             .args(&recipe.arguments)
             .stdin(Stdio::null())
             .stdout(log)
             .stderr(copy)
             .process_group(0)
             .spawn()
-            .with_context(|| format!("start {}", recipe.name()))?;
+            .with_context(|| format!("start {}", recipe.name))?;
         let pid = child.id().context("learn the process id of a new child")?;
         Ok(Self { recipe, pid, child })
     }
@@ -88,7 +78,7 @@ impl Process {
                 bail!("{death}");
             }
             if tokio::time::Instant::now() > patience {
-                bail!("{} says nothing; its log ends with:\n{}", self.recipe.name(), tail(&self.recipe.log));
+                bail!("{} says nothing; its log ends with:\n{}", self.recipe.name, tail(&self.recipe.log));
             }
             tokio::time::sleep(LOOK).await;
         }
@@ -96,7 +86,7 @@ impl Process {
 
     /// Its obituary, if it has ended.
     pub fn death(&mut self) -> Result<Option<String>> {
-        let status = self.child.try_wait().with_context(|| format!("look after {}", self.recipe.name()))?;
+        let status = self.child.try_wait().with_context(|| format!("look after {}", self.recipe.name))?;
         Ok(status.map(|status| self.obituary(status)))
     }
 
@@ -104,13 +94,13 @@ impl Process {
     pub async fn ended(&mut self) -> String {
         match self.child.wait().await {
             Ok(status) => self.obituary(status),
-            Err(error) => format!("{} cannot be looked after: {error}", self.recipe.name()),
+            Err(error) => format!("{} cannot be looked after: {error}", self.recipe.name),
         }
     }
 
     /// Tells why it ended, with the end of its log.
     fn obituary(&self, status: ExitStatus) -> String {
-        format!("{} (pid {}) ended: {status}; its log ends with:\n{}", self.recipe.name(), self.pid, tail(&self.recipe.log))
+        format!("{} (pid {}) ended: {status}; its log ends with:\n{}", self.recipe.name, self.pid, tail(&self.recipe.log))
     }
 
     /// Asks its group to end, waits, and kills what is left of it.
@@ -140,6 +130,13 @@ impl Drop for Process {
     fn drop(&mut self) {
         self.signal(Signal::SIGKILL);
     }
+}
+
+/// A command whose process is killed when the thread that starts it ends.
+pub fn tied(program: impl AsRef<OsStr>) -> std::process::Command {
+    let mut command = std::process::Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "--"]).arg(program);
+    command
 }
 
 fn create_log(path: &Path) -> Result<File> {

@@ -89,7 +89,7 @@ impl World {
         let domains = domain::prepare(options, &state, &s3, &mut processes, board).await?;
         for domain in &domains {
             for recipe in domain.agents(options)? {
-                board.starting(&recipe.name(), "starting");
+                board.starting(&recipe.name, "starting");
                 processes.push(Process::start(recipe)?);
             }
         }
@@ -133,9 +133,8 @@ impl World {
     ///
     /// # Errors
     /// There is no such process.
-    pub async fn crash(&mut self, domain: &str, role: &str) -> Result<Recipe> {
-        let wanted = |p: &Process| p.recipe.role == role && p.recipe.domain.as_deref() == Some(domain);
-        let at = self.processes.iter().position(wanted).with_context(|| format!("find {domain} {role}"))?;
+    pub async fn crash(&mut self, name: &str) -> Result<Recipe> {
+        let at = self.processes.iter().position(|p| p.recipe.name == name).with_context(|| format!("find {name}"))?;
         Ok(self.processes.remove(at).crash().await)
     }
 
@@ -160,7 +159,7 @@ async fn await_consent(domains: &[DomainFiles], processes: &mut [Process], board
     let mut consoles = Vec::new();
     for process in processes.iter_mut().filter(|process| process.recipe.role == "cluster-manager") {
         let url = process.announcement(announced_http).await?;
-        board.starting(&process.recipe.name(), &format!("listens at {url}"));
+        board.starting(&process.recipe.name, &format!("listens at {url}"));
         consoles.push(url);
     }
     let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(5)).build()?;
@@ -177,7 +176,7 @@ async fn await_consent(domains: &[DomainFiles], processes: &mut [Process], board
             let (name, state) = (&domains[n].name, standing(&http, url, domains).await);
             let words = state.as_ref().err().map_or_else(|| format!("ready at {url}"), ToString::to_string);
             if last[n] != words {
-                let line = format!("{name} cluster-manager");
+                let line = format!("{name} cm");
                 if state.is_ok() { board.ready(&line, &words) } else { board.starting(&line, &words) }
                 last[n] = words;
             }
@@ -190,7 +189,7 @@ async fn await_consent(domains: &[DomainFiles], processes: &mut [Process], board
         tokio::time::sleep(LOOK).await;
     }
     for process in processes.iter().filter(|process| process.recipe.role != "cluster-manager") {
-        board.ready(&process.recipe.name(), &format!("ready, pid {}", process.pid));
+        board.ready(&process.recipe.name, &format!("ready, pid {}", process.pid));
     }
     Ok(consoles)
 }

@@ -34,12 +34,10 @@ impl Board {
         self.set(name, state, true);
     }
 
-    /// A line for people, above the table.
-    pub fn say(&self, line: &str) {
-        match &self.live {
-            Some(live) => drop(live.println(line)),
-            None => println!("{line}"),
-        }
+    /// Lets go of the terminal; what stands there stays.
+    pub fn clear(&mut self) {
+        self.lines.values().for_each(ProgressBar::abandon);
+        self.lines.clear();
     }
 
     fn set(&mut self, name: &str, state: &str, done: bool) {

@@ -19,7 +19,7 @@ pub struct StoreOptions {
     /// Must exist in a store of others.
     #[arg(long, default_value = "films", value_name = "BUCKET")]
     pub s3_bucket: String,
-    #[arg(long, env = "AWS_ACCESS_KEY_ID", value_name = "KEY", requires = "s3_endpoint")]
+    #[arg(long, value_name = "KEY", requires = "s3_endpoint")]
     pub s3_access_key: Option<String>,
     /// A file whose first line is the secret key.
     #[arg(long, value_name = "FILE", requires = "s3_endpoint")]
@@ -68,7 +68,7 @@ pub(super) async fn open(
     arguments.extend([options.s3_bucket.clone().into(), "--root".into(), dir.join("objects").into()]);
     arguments.extend(["--secret-key-file".into(), secret_file.clone().into()]);
     let program = workspace_binary("testbed")?;
-    let recipe = Recipe { role: "s3".to_owned(), domain: None, program, arguments, log: dir.join("log") };
+    let recipe = Recipe { name: "s3".to_owned(), role: "s3".to_owned(), domain: None, program, arguments, log: dir.join("log") };
     board.starting("s3", "starting");
     let mut process = Process::start(recipe)?;
     let endpoint = process.announcement(|line| line.starts_with("http://").then(|| line.to_owned())).await?;
