@@ -9,6 +9,7 @@ pub mod fetch;
 pub mod film;
 pub mod ledger;
 pub mod object;
+pub mod overlay;
 pub mod range;
 #[cfg(feature = "s3")]
 pub mod retry;
