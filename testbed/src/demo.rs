@@ -45,7 +45,11 @@ pub async fn run(options: &DemoOptions, told: impl Future<Output = ()>) -> Resul
         () = &mut told => bail!("interrupted"),
     };
     board.clear();
-    println!("The world is up after {:.1} s; its state is in {}.\n", started.elapsed().as_secs_f64(), world.state().display());
+    println!(
+        "The world is up after {:.1} s; its state is in {}.\n",
+        started.elapsed().as_secs_f64(),
+        world.state().display()
+    );
     let (document, state) = (world.document.clone(), world.state().to_owned());
     let result = tokio::select! {
         result = tour(options, &document, &state, &film) => result,
@@ -66,7 +70,8 @@ pub async fn run(options: &DemoOptions, told: impl Future<Output = ()>) -> Resul
 fn film_path(options: &DemoOptions) -> PathBuf {
     let Film { seconds, rate, height, container, open_gop } = &options.film;
     let gop = if *open_gop { "-open" } else { "" };
-    let name = format!("film-{seconds}s-{}-{}-{height}p{gop}-{container:?}.{}", rate.num, rate.den, container.extension());
+    let name =
+        format!("film-{seconds}s-{}-{}-{height}p{gop}-{container:?}.{}", rate.num, rate.den, container.extension());
     options.world.state.join(name.to_lowercase())
 }
 
@@ -119,7 +124,8 @@ async fn tour(options: &DemoOptions, world: &WorldDocument, state: &Path, film: 
     println!("\n{}", usage_table(&job.usage));
     println!("{}", timeline::table(&job.timeline));
     let svg = state.join("timeline.svg");
-    std::fs::write(&svg, timeline::svg(&format!("Job {}", submitted.id), &job.timeline)).context("write the timeline")?;
+    std::fs::write(&svg, timeline::svg(&format!("Job {}", submitted.id), &job.timeline))
+        .context("write the timeline")?;
     println!("Timeline  {}", svg.display());
     println!("Player    {}", results.player);
     println!("Console   {}", home.console_url);
@@ -129,24 +135,27 @@ async fn tour(options: &DemoOptions, world: &WorldDocument, state: &Path, film: 
 /// Uploads the film; gives its URL and that of a place for the results that no earlier job has used.
 async fn put_film(world: &WorldDocument, film: &Path) -> Result<(String, String)> {
     let s3 = &world.s3;
-    let store = Store::connect(&S3Config {
+    let config = S3Config {
         endpoint: Some(s3.endpoint.clone()),
         region: s3.region.clone(),
         access_key: Some(s3.access_key.clone()),
         secret_key: Some(Secret::new(s3.secret_key.clone())),
         ..S3Config::default()
-    });
+    };
+    let store = Store::connect(&config).await?;
     let name = film.file_name().and_then(|name| name.to_str()).context("name the film")?;
     let path = ObjectPath::new(&s3.bucket, name)?;
     let bytes = tokio::fs::read(film).await.context("read the film")?;
-    store.await?.put(&path, bytes.into(), PutOptions::default()).await.context("put the film to S3")?;
+    store.put(&path, bytes.into(), PutOptions::default()).await.context("put the film to S3")?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
     Ok((format!("s3://{}/{name}", s3.bucket), format!("s3://{}/out/{now}/", s3.bucket)))
 }
 
 fn job_xml(source: &str, target: &str, heights: &[u32]) -> String {
-    let renditions: String =
-        heights.iter().map(|height| format!("  <rendition height=\"{height}\" codec=\"h264\" crf=\"23\"/>\n")).collect();
+    let renditions: String = heights
+        .iter()
+        .map(|height| format!("  <rendition height=\"{height}\" codec=\"h264\" crf=\"23\"/>\n"))
+        .collect();
     format!(
         "<job xmlns=\"urn:starling:job:1\" kind=\"transcode\">\n  <source>{source}</source>\n  <target>{target}</target>\n\
          {renditions}</job>\n"
@@ -155,7 +164,8 @@ fn job_xml(source: &str, target: &str, heights: &[u32]) -> String {
 
 async fn starling_json<T: for<'a> Deserialize<'a>>(state: &Path, arguments: &[&std::ffi::OsStr]) -> Result<T> {
     let mut starling = tokio::process::Command::from(tied(workspace_binary("starling")?));
-    let output = starling.arg("--json").arg("--state").arg(state).args(arguments).output().await.context("run starling")?;
+    let output =
+        starling.arg("--json").arg("--state").arg(state).args(arguments).output().await.context("run starling")?;
     let (said, complaint) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     ensure!(output.status.success(), "starling: {}{}", said.trim(), complaint.trim());
     serde_json::from_str(&said).with_context(|| format!("understand what starling says: {said}"))
@@ -175,7 +185,8 @@ fn usage_table(usage: &[Usage]) -> String {
         all.bytes_out += one.bytes_out;
         all.seconds += one.seconds;
     }
-    let mut text = format!("{:<12} {:>6} {:>12} {:>12} {:>10}\n", "domain", "parts", "bytes in", "bytes out", "seconds");
+    let mut text =
+        format!("{:<12} {:>6} {:>12} {:>12} {:>10}\n", "domain", "parts", "bytes in", "bytes out", "seconds");
     for (domain, all) in sum {
         text += &format!(
             "{domain:<12} {:>6} {:>12} {:>12} {:>10.2}\n",

@@ -32,7 +32,9 @@ enum Command {
 }
 
 #[derive(Args)]
-#[command(after_help = "Example: testbed up --state target/world\nThen, elsewhere: starling --state target/world domains")]
+#[command(
+    after_help = "Example: testbed up --state target/world\nThen, elsewhere: starling --state target/world domains"
+)]
 struct UpArgs {
     #[command(flatten)]
     world: WorldArgs,
@@ -126,17 +128,23 @@ struct VerifyArgs {
 }
 
 // One thread runs everything that starts processes: they are told to end when the thread that started them does.
-fn main() -> Result<ExitCode> {
+fn main() -> ExitCode {
     let cli = Cli::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     // Whoever comes first installs it; a second installation is refused and harmless.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
-    let result = runtime.block_on(run(cli.command));
-    // An ffmpeg that still runs is not waited for: it is tied to this process.
-    runtime.shutdown_background();
-    result
+    let result =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Into::into).and_then(|runtime| {
+            let result = runtime.block_on(run(cli.command));
+            // An ffmpeg that still runs is not waited for: it is tied to this process.
+            runtime.shutdown_background();
+            result
+        });
+    result.unwrap_or_else(|error: anyhow::Error| {
+        eprintln!("testbed: {error:#}");
+        ExitCode::FAILURE
+    })
 }
 
 async fn run(command: Command) -> Result<ExitCode> {

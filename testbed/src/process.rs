@@ -100,7 +100,12 @@ impl Process {
 
     /// Tells why it ended, with the end of its log.
     fn obituary(&self, status: ExitStatus) -> String {
-        format!("{} (pid {}) ended: {status}; its log ends with:\n{}", self.recipe.name, self.pid, tail(&self.recipe.log))
+        format!(
+            "{} (pid {}) ended: {status}; its log ends with:\n{}",
+            self.recipe.name,
+            self.pid,
+            tail(&self.recipe.log)
+        )
     }
 
     /// Asks its group to end, waits, and kills what is left of it.
@@ -161,5 +166,7 @@ pub fn workspace_binary(name: &str) -> Result<PathBuf> {
     let own = std::env::current_exe().context("find this program")?;
     let dirs = own.ancestors().skip(1).take(2);
     let found = dirs.map(|dir| dir.join(name)).find(|path| path.is_file());
-    found.with_context(|| format!("find the program `{name}` beside {}: run `cargo build --workspace` first", own.display()))
+    found.with_context(|| {
+        format!("find the program `{name}` beside {}: run `cargo build --workspace` first", own.display())
+    })
 }

@@ -297,7 +297,13 @@ fn peer_lines(peer: &Peer) -> String {
 fn lua(text: &str) -> String {
     let body: String = text
         .bytes()
-        .map(|b| if b.is_ascii_alphanumeric() || b"@._- ".contains(&b) { char::from(b).to_string() } else { format!("\\{b:03}") })
+        .map(|b| {
+            if b.is_ascii_alphanumeric() || b"@._- ".contains(&b) {
+                char::from(b).to_string()
+            } else {
+                format!("\\{b:03}")
+            }
+        })
         .collect();
     format!("\"{body}\"")
 }

@@ -11,8 +11,8 @@ use serde::Deserialize;
 
 mod board;
 mod claim;
-mod domain;
 mod document;
+mod domain;
 mod store;
 
 pub use board::Board;
@@ -177,7 +177,11 @@ async fn await_consent(domains: &[DomainFiles], processes: &mut [Process], board
             let words = state.as_ref().err().map_or_else(|| format!("ready at {url}"), ToString::to_string);
             if last[n] != words {
                 let line = format!("{name} cm");
-                if state.is_ok() { board.ready(&line, &words) } else { board.starting(&line, &words) }
+                if state.is_ok() {
+                    board.ready(&line, &words)
+                } else {
+                    board.starting(&line, &words)
+                }
                 last[n] = words;
             }
             waiting.extend(state.err().map(|reason| format!("{name}: {reason}")));
@@ -185,7 +189,11 @@ async fn await_consent(domains: &[DomainFiles], processes: &mut [Process], board
         if waiting.is_empty() {
             break;
         }
-        ensure!(tokio::time::Instant::now() < patience, "the world is not whole after a minute: {}", waiting.join("; "));
+        ensure!(
+            tokio::time::Instant::now() < patience,
+            "the world is not whole after a minute: {}",
+            waiting.join("; ")
+        );
         tokio::time::sleep(LOOK).await;
     }
     for process in processes.iter().filter(|process| process.recipe.role != "cluster-manager") {

@@ -47,7 +47,9 @@ impl Board {
         };
         let line = self.lines.entry(name.to_owned()).or_insert_with(|| {
             let line = live.add(ProgressBar::new_spinner());
-            line.set_style(ProgressStyle::with_template("{spinner} {prefix:24} {msg}").expect("the template is a constant"));
+            line.set_style(
+                ProgressStyle::with_template("{spinner} {prefix:24} {msg}").expect("the template is a constant"),
+            );
             line.set_prefix(name.to_owned());
             line.enable_steady_tick(Duration::from_millis(120));
             line

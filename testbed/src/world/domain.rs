@@ -51,7 +51,11 @@ pub(super) async fn prepare(
             ip,
             ports,
             peers: others()
-                .map(|(other, domain)| Peer { domain: domain.clone(), ip: places[other].0, s2s_port: places[other].1.s2s })
+                .map(|(other, domain)| Peer {
+                    domain: domain.clone(),
+                    ip: places[other].0,
+                    s2s_port: places[other].1.s2s,
+                })
                 .collect(),
             accounts: accounts.clone(),
             admins: vec![format!("cm@{name}")],

@@ -64,11 +64,13 @@ pub(super) async fn open(
     if !secret_file.exists() {
         write_secret(&secret_file, uuid::Uuid::new_v4().simple().to_string().as_bytes())?;
     }
-    let mut arguments: Vec<_> = ["s3", "--access-key", "starling", "--region", &options.s3_region, "--bucket"].map(Into::into).into();
+    let mut arguments: Vec<_> =
+        ["s3", "--access-key", "starling", "--region", &options.s3_region, "--bucket"].map(Into::into).into();
     arguments.extend([options.s3_bucket.clone().into(), "--root".into(), dir.join("objects").into()]);
     arguments.extend(["--secret-key-file".into(), secret_file.clone().into()]);
     let program = workspace_binary("testbed")?;
-    let recipe = Recipe { name: "s3".to_owned(), role: "s3".to_owned(), domain: None, program, arguments, log: dir.join("log") };
+    let recipe =
+        Recipe { name: "s3".to_owned(), role: "s3".to_owned(), domain: None, program, arguments, log: dir.join("log") };
     board.starting("s3", "starting");
     let mut process = Process::start(recipe)?;
     let endpoint = process.announcement(|line| line.starts_with("http://").then(|| line.to_owned())).await?;
