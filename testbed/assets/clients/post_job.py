@@ -21,7 +21,6 @@ class Poster(slixmpp.ClientXMPP):
         self.code = 1
         self.done = asyncio.get_event_loop().create_future()
         self.register_plugin("xep_0045")
-        self["feature_mechanisms"].unencrypted_plain = False
         self.add_event_handler("session_start", self.start)
         self.add_event_handler("message", self.answer)
         self.add_event_handler("failed_auth", lambda _: self.finish("authentication failed"))
@@ -35,7 +34,7 @@ class Poster(slixmpp.ClientXMPP):
     async def start(self, _):
         self.send_presence()
         try:
-            await self["xep_0045"].join_muc_wait(self.args.room, self.args.nick, maxhistory=0, timeout=15)
+            await self.plugin["xep_0045"].join_muc_wait(self.args.room, self.args.nick, maxstanzas=0, timeout=15)
         except Exception as error:
             return self.finish(f"cannot enter {self.args.room}: {error!r}")
         self.code = 0

@@ -7,6 +7,7 @@
 --   }
 local st = require "util.stanza";
 local jid_split = require "util.jid".split;
+local jid_bare = require "util.jid".bare;
 local jid_host = require "util.jid".host;
 
 local rooms = module:get_option("starling_rooms", {});
@@ -30,6 +31,7 @@ end, 100);
 module:hook("muc-room-pre-create", function (event)
 	local room = event.room;
 	local want = wanted(room);
+	room:set_affiliation(true, jid_bare(event.stanza.attr.from), nil); -- Prosody has just made the first comer its owner
 	room:set_members_only(want.members_only or false);
 	for _, jid in ipairs(want.members or {}) do
 		room:set_affiliation(true, jid, "member");

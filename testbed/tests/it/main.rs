@@ -1,0 +1,3 @@
+//! Against real parts.
+
+mod prosody;
