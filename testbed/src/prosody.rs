@@ -90,11 +90,13 @@ impl ProsodyConfig {
         self.dir.join("prosody.log")
     }
 
-    fn config_path(&self) -> PathBuf {
+    /// What `prosody --config` is given.
+    pub fn config_path(&self) -> PathBuf {
         self.dir.join("prosody.cfg.lua")
     }
 
-    fn write(&self, ca: &Ca) -> Result<()> {
+    /// Writes everything under `dir`; for whoever starts the program himself.
+    pub fn write(&self, ca: &Ca) -> Result<()> {
         for sub in ["data", "certs", "plugins"] {
             fs::create_dir_all(self.dir.join(sub)).with_context(|| format!("make {}", self.dir.display()))?;
         }
