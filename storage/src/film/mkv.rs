@@ -433,7 +433,10 @@ impl Film<'_> {
         self.bytes.get(self.layout.clusters, length, length)?;
         let packet = Blocks::new(self.bytes.known(self.layout.clusters)).find(|block| block.track == audio.number);
         let Some(packet) = packet else { return Ok(0.0) };
-        let ticks = packet.time.saturating_sub(first.time) as f64;
-        Ok(ticks * f64::from(self.tick.num) / f64::from(self.tick.den) - audio.delay as f64 / 1e9)
+        let seconds =
+            packet.time.saturating_sub(first.time) as f64 * f64::from(self.tick.num) / f64::from(self.tick.den);
+        // Packets joined as Matroska keep their delay, and the decoder drops it; elsewhere it would be heard.
+        let dropped = audio.audio_info()?.format == "matroska";
+        Ok(if dropped { seconds } else { seconds - audio.delay as f64 / 1e9 })
     }
 }

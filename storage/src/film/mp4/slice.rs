@@ -3,6 +3,7 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
+use super::boxes::Boxes;
 use super::rebuild::{Slice, rebuild};
 use super::track::{Sample, Track};
 use crate::film::cut;
@@ -103,7 +104,7 @@ impl Film {
             audio: self.audio_used().map(audio_info).transpose()?,
         };
         let audio_offset_seconds = match sound_start {
-            Some((audio, pts)) => show(audio, pts) - show(&self.video, first),
+            Some((audio, pts)) => show(audio, pts) + dropped(audio) - show(&self.video, first),
             _ => 0.0,
         };
         Ok(Plan { film, parts, audio_offset_seconds })
@@ -201,6 +202,16 @@ fn sound_start(sound: &[Sample]) -> Option<i64> {
     let uneven = lengths.iter().filter(|&&length| i64::from(length) != usual).count() * 20 > lengths.len();
     // Lengths rounded to the track's ticks would add up to a drift.
     if uneven { sound.first().map(|sample| sample.pts) } else { middle(&mut starts).copied() }
+}
+
+/// Seconds that a decoder drops at the start by itself: what an Opus setup says (`dOps`), since it survives the joining.
+fn dropped(audio: &Track) -> f64 {
+    let skip = || {
+        let entry = audio.entry().filter(|_| &audio.codec == b"Opus")?;
+        let setup = Boxes::of(entry.get(36..)?).flatten().find(|child| &child.kind == b"dOps")?;
+        Some(u16::from_be_bytes(setup.body.get(2..4)?.try_into().ok()?))
+    };
+    skip().map_or(0.0, |skip| f64::from(skip) / 48_000.0)
 }
 
 fn middle<T: Ord>(values: &mut [T]) -> Option<&T> {
