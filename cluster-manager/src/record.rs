@@ -175,7 +175,7 @@ impl Record {
         JobDoc {
             id: id.clone(),
             state: state.to_owned(),
-            kind: self.film.job.kind.to_string(),
+            kind: self.film.job.kind.name().to_owned(),
             owner: self.owner.clone(),
             source: self.film.job.source.clone(),
             target: self.film.job.target.clone(),

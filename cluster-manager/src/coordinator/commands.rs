@@ -74,15 +74,15 @@ impl Coordinator {
             Ok(job) => job,
             Err(refusal) => return Ok(Err(refusal.into())),
         };
-        let credentials = job.credentials.take();
-        if credentials.is_some() && in_room {
+        let credentials = std::mem::take(&mut job.credentials);
+        if !credentials.is_empty() && in_room {
             return Ok(Err(error(
                 "credentials-in-room",
                 "the document bears keys, and everybody in this room has now seen them",
                 "withdraw these keys, and send such a job with `starling submit`, which does not pass the room",
             )));
         }
-        if credentials.is_none() && self.store.is_none() {
+        if credentials.is_empty() && self.store.is_none() {
             return Ok(Err(error(
                 "no-store",
                 "this domain holds no keys to an object store",
@@ -95,8 +95,19 @@ impl Coordinator {
             Ok(film) => film,
             Err(failure) => return Ok(Err(failure.document())),
         };
-        let sealed = match &credentials {
-            Some(keys) => Some(self.vault.seal(&serde_json::to_string(keys)?)?),
+        // One store holds source and target, so one pair of keys opens it.
+        let keys = match (credentials.source, credentials.target) {
+            (Some(source), Some(target)) if source != target => {
+                return Ok(Err(error(
+                    "two-keys",
+                    "source and target bring different keys",
+                    "give both places to one pair of keys",
+                )));
+            }
+            (source, target) => source.or(target),
+        };
+        let sealed = match keys {
+            Some(keys) => Some(self.vault.seal(&serde_json::to_string(&(keys.access_key, keys.secret_key))?)?),
             None => None,
         };
         let owner = from.to_bare().to_string();

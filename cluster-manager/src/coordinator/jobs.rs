@@ -8,7 +8,6 @@ use anyhow::Result;
 use federation::cluster::{Failure, Status, Stop};
 use federation::domain::{Input, Output};
 use federation::id::{DomainId, JobId};
-use federation::job::Credentials;
 use federation::message::{self, Ad, Envelope};
 use federation::xmpp::{FullJid, payload};
 use storage::error::StoreError;
@@ -71,13 +70,12 @@ impl Coordinator {
     }
 
     async fn open_own_store(&mut self, id: &JobId, sealed: &str) -> Result<()> {
-        let keys: Credentials = serde_json::from_str(&self.vault.open_sealed(sealed)?)?;
+        let (access_key, secret_key): (String, String) = serde_json::from_str(&self.vault.open_sealed(sealed)?)?;
         let base = self.config.s3.clone().unwrap_or_default();
         let config = S3Config {
-            endpoint: keys.endpoint.or(base.endpoint.clone()),
-            region: keys.region.unwrap_or(base.region.clone()),
-            access_key: Some(keys.access_key),
-            secret_key: Some(Secret::new(keys.secret_key)),
+            access_key: Some(access_key),
+            secret_key: Some(Secret::new(secret_key)),
+            secret_key_file: None,
             ..base
         };
         self.stores.insert(id.clone(), Store::connect(&config).await?);
@@ -109,10 +107,10 @@ impl Coordinator {
         let job = &record.film.job;
         let input = Input::Submit {
             job: id,
-            kind: job.kind.to_string(),
+            kind: job.kind.name().to_owned(),
             parts: record.film.calls(prepared),
-            deadline: job.deadline_ms.map(|ms| record.submitted.plus(ms)),
-            budget: job.budget,
+            deadline: job.options.deadline_ms.map(|ms| record.submitted.plus(ms)),
+            budget: job.options.budget,
         };
         self.step(input)
     }

@@ -1,8 +1,5 @@
-mod s3;
 //! Against real parts.
 
-mod prosody;
-//! Against real parts.
-
+mod player;
 mod prosody;
 mod s3;
