@@ -1,3 +1,4 @@
 //! Against real parts.
 
+mod film;
 mod prosody;
