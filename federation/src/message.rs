@@ -4,6 +4,7 @@
 //! protocol is a FIPA Contract Net with a hold behind each bid and a three-step award; `docs/protocol.md` tells what happens
 //! when each message is lost.
 
+use serde::{Deserialize, Serialize};
 use xso::{AsXml, FromXml};
 
 use crate::id::{BidId, DomainId, JobId, LeaseId, MessageId, Millis};
@@ -108,7 +109,7 @@ pub struct Cfp {
 }
 
 /// One part as it is called out: how much there is to fetch and to do.
-#[derive(FromXml, AsXml, Clone, Debug, PartialEq)]
+#[derive(FromXml, AsXml, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[xml(namespace = NS, name = "part")]
 pub struct PartCall {
     #[xml(attribute(name = "n"))]
@@ -122,7 +123,7 @@ pub struct PartCall {
 }
 
 /// Foreign → home, an answer to [`Cfp`]: capacity is held until `hold_until` and then frees itself.
-#[derive(FromXml, AsXml, Clone, Debug, PartialEq)]
+#[derive(FromXml, AsXml, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[xml(namespace = NS, name = "bid")]
 pub struct Bid {
     #[xml(attribute)]
@@ -179,7 +180,7 @@ pub struct Award {
 }
 
 /// One part as it is awarded.
-#[derive(FromXml, AsXml, Clone, Debug, PartialEq)]
+#[derive(FromXml, AsXml, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[xml(namespace = NS, name = "part")]
 pub struct PartAward {
     #[xml(attribute(name = "n"))]
@@ -237,7 +238,7 @@ pub struct RejectBid {
 }
 
 /// A part and the attempt that is meant.
-#[derive(FromXml, AsXml, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(FromXml, AsXml, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[xml(namespace = NS, name = "part")]
 pub struct PartRef {
     #[xml(attribute(name = "n"))]
@@ -284,7 +285,7 @@ pub struct Progress {
     pub parts: Vec<PartProgress>,
 }
 
-#[derive(FromXml, AsXml, Clone, Debug, PartialEq)]
+#[derive(FromXml, AsXml, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[xml(namespace = NS, name = "part")]
 pub struct PartProgress {
     #[xml(attribute(name = "n"))]
@@ -309,7 +310,7 @@ pub struct PartProgress {
 }
 
 /// An object a part has put into the store.
-#[derive(FromXml, AsXml, Clone, Debug, PartialEq)]
+#[derive(FromXml, AsXml, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[xml(namespace = NS, name = "output")]
 pub struct Output {
     #[xml(attribute)]
@@ -324,7 +325,7 @@ pub struct Output {
 }
 
 /// Where the time and the bytes of a part went.
-#[derive(FromXml, AsXml, Clone, Debug, Default, PartialEq)]
+#[derive(FromXml, AsXml, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[xml(namespace = NS, name = "usage")]
 pub struct Usage {
     /// Bytes fetched from the store, and put there.
@@ -462,7 +463,7 @@ pub struct NotUnderstood {
 }
 
 /// Presence payload in the Federation room: soft state, a hint, never binding.
-#[derive(FromXml, AsXml, Clone, Debug, PartialEq)]
+#[derive(FromXml, AsXml, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[xml(namespace = NS, name = "ad")]
 pub struct Ad {
     #[xml(attribute)]
