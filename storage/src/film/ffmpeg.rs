@@ -13,7 +13,7 @@ use super::part::{AudioWork, Clip, RenditionOutput, VideoWork};
 pub fn timescale(clip: &Clip) -> u32 {
     const USUAL: u64 = 90_000;
     let (num, den) = (u64::from(clip.rate.num.max(1)), u64::from(clip.rate.den));
-    if !clip.constant || (USUAL * den) % num == 0 {
+    if !clip.constant || (USUAL * den).is_multiple_of(num) {
         return USUAL as u32;
     }
     let times = 10_000u64.div_ceil(num);

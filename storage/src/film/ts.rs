@@ -31,17 +31,11 @@ pub fn sniff(head: &[u8]) -> bool {
     head.len() > PACKET && packets.by_ref().take(5).all(|packet| packet.first() == Some(&0x47))
 }
 
-/// The search; what it has learnt is in the bytes known, so nothing else is kept between steps.
-#[derive(Debug, Default)]
-pub struct Scan;
-
-impl Scan {
-    pub fn read(&mut self, bytes: &Sparse, options: &PlanOptions) -> Result<Plan, Halt> {
-        if bytes.size() % PACKET as u64 != 0 {
-            return Err(FilmError::Truncated("it does not end with a whole packet".into()).into());
-        }
-        Film::open(bytes)?.plan(options)
+pub fn read(bytes: &Sparse, options: &PlanOptions) -> Result<Plan, Halt> {
+    if !bytes.size().is_multiple_of(PACKET as u64) {
+        return Err(FilmError::Truncated("it does not end with a whole packet".into()).into());
     }
+    Film::open(bytes)?.plan(options)
 }
 
 struct Film<'a> {

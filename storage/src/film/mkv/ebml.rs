@@ -67,7 +67,7 @@ impl<'a> Iterator for Elements<'a> {
     }
 }
 
-pub fn child<'a>(body: &'a [u8], wanted: u32) -> Result<Option<&'a [u8]>, FilmError> {
+pub fn child(body: &[u8], wanted: u32) -> Result<Option<&[u8]>, FilmError> {
     for element in Elements(body) {
         let (id, body) = element?;
         if id == wanted {
