@@ -1,0 +1,3 @@
+mod player;
+mod published;
+mod shelf;
