@@ -4,3 +4,6 @@ mod player;
 mod film;
 mod prosody;
 mod s3;
+mod player;
+mod published;
+mod shelf;
