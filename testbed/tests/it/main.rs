@@ -1,4 +1,5 @@
 //! Against real parts.
 
+mod host;
 mod prosody;
 mod s3;
