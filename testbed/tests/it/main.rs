@@ -2,6 +2,7 @@
 
 mod player;
 mod film;
+mod host;
 mod prosody;
 mod s3;
 mod player;
