@@ -13,7 +13,6 @@ pub mod domain;
 pub mod event;
 pub mod id;
 pub mod job;
-
 pub mod message;
 pub mod plan;
 mod post;

@@ -5,5 +5,6 @@
 //! uploads, and speaks only HTTP.
 
 pub mod guest;
+pub mod host;
 pub mod log;
 pub mod vm;

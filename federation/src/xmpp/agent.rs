@@ -117,7 +117,8 @@ pub enum MessageKind {
 #[derive(Debug)]
 pub struct Responder(oneshot::Sender<Answer>);
 
-type Answer = Result<Option<Element>, StanzaError>;
+type Answer = Result<Option<Element>, Box<StanzaError>>;
+type Reply = oneshot::Sender<Result<Option<Element>, IqFailure>>;
 
 impl Responder {
     pub fn result(self, payload: Option<Element>) {
@@ -127,12 +128,12 @@ impl Responder {
 
     /// `text` is for people.
     pub fn error(self, condition: DefinedCondition, text: &str) {
-        let _ = self.0.send(Err(stanza_error(condition, text)));
+        let _ = self.0.send(Err(Box::new(stanza_error(condition, text))));
     }
 
     /// An error with an element of our own in it.
     pub fn fail(self, error: StanzaError) {
-        let _ = self.0.send(Err(error));
+        let _ = self.0.send(Err(Box::new(error)));
     }
 }
 
@@ -188,7 +189,7 @@ impl From<SendError> for IqFailure {
 /// What the handles ask of the task.
 enum Command {
     Send(Queued),
-    Iq { to: Jid, id: String, queued: Queued, reply: oneshot::Sender<Result<Option<Element>, IqFailure>> },
+    Iq { to: Jid, id: String, queued: Queued, reply: Reply },
     Broadcast { room: BareJid, queued: Queued },
     Join { room: BareJid, occupant: FullJid, payload: Option<Element> },
     Update { room: BareJid, payload: Element },

@@ -72,6 +72,6 @@ mod tests {
         tokio::pin!(oversize);
         assert!(futures::poll!(&mut oversize).is_pending());
         drop(first);
-        oversize.await;
+        drop(oversize.await);
     }
 }

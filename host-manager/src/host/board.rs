@@ -209,7 +209,8 @@ impl Board {
 
     /// What a guest says about a task; `ended` when it will say no more.
     pub fn guest_says(&mut self, now: Millis, guest: usize, status: Status, ended: bool) {
-        let Some(entry) = self.tasks.get_mut(&status.task).filter(|e| e.guest == Some(guest) && e.ended.is_none()) else {
+        let Some(entry) = self.tasks.get_mut(&status.task).filter(|e| e.guest == Some(guest) && e.ended.is_none())
+        else {
             return;
         };
         if entry.status == status {

@@ -31,6 +31,8 @@ enum ClientError {
 impl GuestClient {
     /// Guests are on loopback or the host's own network: no proxy, no TLS, no roots in memory.
     pub fn new() -> reqwest::Result<Self> {
+        // The HTTP library wants one even for plain HTTP. A second installation is refused and harmless: it is the same.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let builder = Client::builder().no_proxy().tls_certs_only([]).connect_timeout(Duration::from_secs(5));
         Ok(Self(builder.build()?))
     }
@@ -60,7 +62,8 @@ impl GuestClient {
         on_state: &mut impl FnMut(TaskState),
     ) -> Result<(), ClientError> {
         let order = Order { url: url.to_owned() };
-        let start = self.0.put(place(vm, task, None)).bearer_auth(&vm.token).json(&order).timeout(Duration::from_secs(10));
+        let start =
+            self.0.put(place(vm, task, None)).bearer_auth(&vm.token).json(&order).timeout(Duration::from_secs(10));
         start.send().await?.error_for_status()?;
         let events = self.0.get(place(vm, task, Some("events"))).bearer_auth(&vm.token);
         let mut events = events.send().await?.error_for_status()?;

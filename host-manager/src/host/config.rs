@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use federation::xmpp::{BareJid, XmppConfig};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de};
 
 /// What `--print-config` prints: every key with its default and meaning.
 pub const DOCUMENTED: &str = include_str!("../../../examples/config/host-manager.toml");
@@ -34,6 +34,7 @@ pub struct Config {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rooms {
+    #[serde(deserialize_with = "room")]
     pub cluster: BareJid,
     /// Nickname that the active cluster manager holds.
     #[serde(default = "manager_nick")]
@@ -45,6 +46,11 @@ pub struct Rooms {
 pub struct GuestCommand {
     /// Program and first arguments of a guest; empty: `guest` beside this program.
     pub command: Vec<String>,
+}
+
+fn room<'de, D: Deserializer<'de>>(from: D) -> Result<BareJid, D::Error> {
+    let text = String::deserialize(from)?;
+    BareJid::new(&text).map_err(|_| de::Error::custom(format!("`{text}` is no room: expected room@service")))
 }
 
 fn cores() -> u32 {
@@ -65,7 +71,8 @@ fn manager_nick() -> String {
 
 impl Config {
     pub fn load(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).with_context(|| format!("read the configuration {}", path.display()))?;
+        let text =
+            std::fs::read_to_string(path).with_context(|| format!("read the configuration {}", path.display()))?;
         Self::parse(&text).with_context(|| format!("understand the configuration {}", path.display()))
     }
 
@@ -97,7 +104,9 @@ mod tests {
         let required: String = DOCUMENTED
             .lines()
             .filter(|line| {
-                ["[", "name", "state_dir", "jid", "password_file", "address", "cluster"].iter().any(|k| line.starts_with(k))
+                ["[", "name", "state_dir", "jid", "password_file", "address", "cluster"]
+                    .iter()
+                    .any(|k| line.starts_with(k))
             })
             .map(|line| format!("{line}\n"))
             .collect();

@@ -33,7 +33,12 @@ pub struct Pool {
 impl Pool {
     /// Spreads `slots` over `guests` machines and keeps them alive. The channel is bounded by its receiver's pace: there are
     /// never more events than deaths.
-    pub fn start(driver: Arc<dyn Driver>, guests: u32, slots: u32, events: mpsc::Sender<GuestEvent>) -> Result<Self, VmError> {
+    pub fn start(
+        driver: Arc<dyn Driver>,
+        guests: u32,
+        slots: u32,
+        events: mpsc::Sender<GuestEvent>,
+    ) -> Result<Self, VmError> {
         let mut keepers = JoinSet::new();
         for index in 0..guests {
             let name = VmName::new(format!("guest-{index}"))?;

@@ -83,6 +83,14 @@ impl Staged {
     }
 }
 
+/// Data that is whole and waits for its name.
+#[derive(Debug)]
+pub struct Written {
+    pub data: Staged,
+    pub size: u64,
+    pub etag: String,
+}
+
 impl Drop for Staged {
     fn drop(&mut self) {
         if !self.committed {
@@ -163,12 +171,11 @@ impl Disk {
         &self,
         bucket: &str,
         key: &str,
-        mut data: Staged,
-        size: u64,
-        etag: String,
+        written: Written,
         about: About,
         condition: &Condition,
     ) -> Result<Arc<Object>, Refusal> {
+        let Written { mut data, size, etag } = written;
         let mut buckets = self.lock();
         let objects = buckets.get_mut(bucket).ok_or(Refusal::NoBucket)?;
         let holds = match (condition, objects.get(key)) {
@@ -246,7 +253,8 @@ mod tests {
     fn put(disk: &Disk, key: &str, bytes: &[u8], condition: &Condition) -> Result<Arc<Object>, Refusal> {
         let staged = disk.stage();
         fs::write(staged.path(), bytes)?;
-        disk.commit("films", key, staged, bytes.len() as u64, "e".into(), About::default(), condition)
+        let written = Written { data: staged, size: bytes.len() as u64, etag: "e".into() };
+        disk.commit("films", key, written, About::default(), condition)
     }
 
     #[test]

@@ -183,15 +183,16 @@ fn cut_body(response: Response<Body>) -> Response<Body> {
         response.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
     let Some(length) = length.filter(|length| *length > 1) else { return response };
     response.map(|body| {
-        let mut left = length / 2;
-        rewrap(body.map(move |chunk| {
-            let mut chunk = chunk?;
+        rewrap(futures::stream::try_unfold((body, length / 2), async |(mut body, left)| {
             if left == 0 {
+                // A pause before the break lets what came before it out to the client.
+                tokio::task::yield_now().await;
                 return Err("cut on purpose".into());
             }
+            let Some(mut chunk) = body.next().await.transpose()? else { return Ok(None) };
             chunk.truncate(left);
-            left -= chunk.len();
-            Ok(chunk)
+            let left = left - chunk.len();
+            Ok(Some((chunk, (body, left))))
         }))
     })
 }

@@ -20,7 +20,7 @@ use tokio_util::io::ReaderStream;
 use uuid::Uuid;
 
 use super::{
-    disk::{About, Condition, Disk, Object, Refusal, Staged},
+    disk::{About, Condition, Disk, Object, Refusal, Staged, Written},
     list::{Token, page},
 };
 
@@ -94,13 +94,12 @@ impl Backend {
         &self,
         bucket: &str,
         key: &str,
-        part: Part,
-        etag: String,
+        written: Written,
         about: About,
         condition: &Condition,
     ) -> S3Result<Arc<Object>> {
         ObjectPath::new(bucket, key).map_err(|error| s3_error!(InvalidArgument, "{}", error.detail))?;
-        self.disk.commit(bucket, key, part.data, part.size, etag, about, condition).map_err(refused)
+        self.disk.commit(bucket, key, written, about, condition).map_err(refused)
     }
 }
 
@@ -314,9 +313,9 @@ impl S3 for Backend {
         let condition = write_condition(input.if_match.as_ref(), input.if_none_match.as_ref())?;
         let said = said!(input, req.trailing_headers);
         let part = self.receive(input.body, said).await?;
-        let etag = hex(&part.md5);
-        let object =
-            self.commit(&input.bucket, &input.key, part, etag, about(input.content_type, input.metadata), &condition)?;
+        let written = Written { etag: hex(&part.md5), data: part.data, size: part.size };
+        let about = about(input.content_type, input.metadata);
+        let object = self.commit(&input.bucket, &input.key, written, about, &condition)?;
         Ok(S3Response::new(PutObjectOutput { e_tag: Some(strong(&object)), ..Default::default() }))
     }
 
@@ -330,8 +329,9 @@ impl S3 for Backend {
         let replace =
             input.metadata_directive.as_ref().is_some_and(|directive| directive.as_str() == MetadataDirective::REPLACE);
         let about = if replace { about(input.content_type, input.metadata) } else { source.about.clone() };
-        let part = Part { data: self.disk.link(bucket, &source).map_err(broken)?, size: source.size, md5: [0; 16] };
-        let object = self.commit(&input.bucket, &input.key, part, source.etag.clone(), about, &Condition::None)?;
+        let data = self.disk.link(bucket, &source).map_err(broken)?;
+        let written = Written { data, size: source.size, etag: source.etag.clone() };
+        let object = self.commit(&input.bucket, &input.key, written, about, &Condition::None)?;
         let result = CopyObjectResult {
             e_tag: Some(strong(&object)),
             last_modified: Some(object.modified.into()),
@@ -462,9 +462,8 @@ impl S3 for Backend {
             sums.update(&part.md5);
         }
         whole.flush().await.map_err(broken)?;
-        let md5 = sums.finalize();
-        let etag = format!("{}-{}", hex(&md5), parts.len());
-        let object = self.commit(&input.bucket, &input.key, Part { data, size, md5 }, etag, about, &condition)?;
+        let written = Written { data, size, etag: format!("{}-{}", hex(&sums.finalize()), parts.len()) };
+        let object = self.commit(&input.bucket, &input.key, written, about, &condition)?;
         self.uploads().remove(&input.upload_id);
         Ok(S3Response::new(CompleteMultipartUploadOutput {
             bucket: Some(input.bucket),

@@ -1,4 +1,6 @@
 //! Against real parts.
 
+mod player;
 mod film;
 mod prosody;
+mod s3;

@@ -21,7 +21,9 @@ use xmpp_parsers::stanza_error::DefinedCondition;
 use xmpp_parsers::version::VersionResult;
 
 use super::room::{Due, Room, WINDOW};
-use super::{AgentEvent, Answer, Command, IqFailure, MessageKind, Queued, Responder, SEND_QUEUE, muc, stanza_error};
+use super::{
+    AgentEvent, Answer, Command, IqFailure, MessageKind, Queued, Reply, Responder, SEND_QUEUE, muc, stanza_error,
+};
 use crate::xmpp::session::{LoopGuard, Trouble};
 
 /// Events made but not yet taken by the channel: one stanza makes at most a handful.
@@ -43,7 +45,7 @@ pub struct Task {
     online: bool,
     outbox: VecDeque<Queued>,
     in_flight: VecDeque<StanzaToken>,
-    iqs: BTreeMap<(Jid, String), oneshot::Sender<Result<Option<Element>, IqFailure>>>,
+    iqs: BTreeMap<(Jid, String), Reply>,
     requests: FuturesUnordered<BoxFuture<'static, (Jid, String, Answer)>>,
     rooms: BTreeMap<BareJid, Room>,
 }
@@ -348,13 +350,13 @@ impl Task {
             return self.answer(from, id, Ok(answer));
         }
         if self.requests.len() >= REQUESTS_MAX {
-            return self.answer(from, id, Err(stanza_error(DefinedCondition::ResourceConstraint, "busy")));
+            return self.answer(from, id, Err(Box::new(stanza_error(DefinedCondition::ResourceConstraint, "busy"))));
         }
         let (reply, answer) = oneshot::channel();
         let to = from.clone();
         self.requests.push(Box::pin(async move {
-            let unhandled = |_| Err(stanza_error(DefinedCondition::ServiceUnavailable, ""));
-            (to, id, answer.await.unwrap_or_else(unhandled))
+            let unhandled = || Err(Box::new(stanza_error(DefinedCondition::ServiceUnavailable, "")));
+            (to, id, answer.await.unwrap_or_else(|_| unhandled()))
         }));
         self.emit(AgentEvent::Request { from, set, payload, reply: Responder(reply) });
     }
@@ -380,7 +382,7 @@ impl Task {
     fn answer(&mut self, to: Jid, id: String, answer: Answer) {
         let iq = match answer {
             Ok(payload) => Iq::Result { from: None, to: Some(to.clone()), id: id.clone(), payload },
-            Err(error) => Iq::Error { from: None, to: Some(to.clone()), id: id.clone(), error, payload: None },
+            Err(error) => Iq::Error { from: None, to: Some(to.clone()), id: id.clone(), error: *error, payload: None },
         };
         let stanza = iq.into();
         if let Err(error) = super::check_size(&stanza) {
