@@ -1,6 +1,6 @@
 //! Against real parts.
 
-mod player;
 mod film;
+mod player;
 mod prosody;
 mod s3;
