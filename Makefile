@@ -21,10 +21,10 @@ demo: build ## three domains, one film, a player page; Ctrl-C ends everything
 test: build ## all tests, on real parts
 	@$(CARGO) test --locked --workspace
 
-lint: ## formatting, clippy, documentation, what may depend on what
+lint: setup ## formatting, clippy, documentation, what may depend on what
 	@.ci/lint
 
-fuzz: ## a minute of fuzzing over all targets
+fuzz: setup ## a minute of fuzzing over all targets
 	@.ci/fuzz 60
 
 bench: build ## the measurements of docs/benchmarks.md

@@ -1,8 +1,8 @@
 //! Against real parts.
 
-mod player;
 mod film;
 mod host;
+mod player;
 mod prosody;
 mod s3;
 mod player;

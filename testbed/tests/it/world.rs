@@ -88,7 +88,8 @@ fn a_world_tells_how_to_come_in_and_leaves_no_process_after_sigint() {
     let mode = std::os::unix::fs::MetadataExt::mode(&std::fs::metadata(state.path().join("world.json")).unwrap());
     assert_eq!(mode & 0o777, 0o600, "it holds passwords");
 
-    let second = Command::new(env!("CARGO_BIN_EXE_testbed")).args(["up", "--state"]).arg(state.path()).output().unwrap();
+    let second =
+        Command::new(env!("CARGO_BIN_EXE_testbed")).args(["up", "--state"]).arg(state.path()).output().unwrap();
     let refusal = String::from_utf8_lossy(&second.stderr).into_owned();
     assert!(!second.status.success() && refusal.contains(&up.0.id().to_string()), "{refusal}");
 
