@@ -1,1 +1,4 @@
+//! One domain's coordinator.
 
+pub mod swarm;
+pub mod torrent_controller;
