@@ -246,7 +246,7 @@ fn walk(dir: &Path, prefix: &mut Vec<String>, list: &mut Vec<File>) -> std::io::
 async fn get(args: GetArgs) -> Result<(), Failure> {
     let started = Instant::now();
     let at_fault = |e: storage::overlay::client::Error| Failure::new(3, e.code(), chain(&e));
-    let controller = Controller::new(&args.url).map_err(at_fault)?;
+    let controller = Controller::new(&args.url, args.listen.ip()).map_err(at_fault)?;
     let meta = Arc::new(controller.metainfo().await.map_err(at_fault)?);
     let on_disk = |e: storage::overlay::store::Error| Failure::new(4, e.code(), format!("{e}: {}; {}", e.source, e.hint()));
     let (store, have) = Store::open(&args.dir, &meta).map_err(on_disk)?;
