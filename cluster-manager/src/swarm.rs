@@ -94,9 +94,11 @@ const PEER_SLOTS: usize = 4;
 const PEER_CONNECTIONS: usize = 64;
 const ORIGIN_CONNECTIONS: usize = 16_384;
 
-struct Failure {
-    exit: u8,
-    text: String,
+/// Why a command ended early: its exit code, and what to say.
+#[derive(Debug)]
+pub struct Failure {
+    pub exit: u8,
+    pub text: String,
 }
 
 impl Failure {
@@ -121,58 +123,83 @@ pub async fn run(command: Command) -> ExitCode {
 
 // ---- serve ----
 
-async fn serve(args: ServeArgs) -> Result<(), Failure> {
+/// A swarm being served: controller, origin, and the task that lets time pass.
+pub struct Served {
+    pub url: String,
+    pub controller: Arc<TorrentController>,
+    pub origin: Peer,
+    service: tokio::task::JoinHandle<std::io::Result<()>>,
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.service.abort();
+    }
+}
+
+/// Hashes the source and starts serving it.
+pub async fn open(args: &ServeArgs) -> Result<Served, Failure> {
     let token = args.token.clone().unwrap_or_else(|| uuid::Uuid::new_v4().simple().to_string());
     let source = args.source.clone();
     let scanned = tokio::task::spawn_blocking(move || scan(&source, &token)).await;
     let (meta, hashes, files) = scanned.map_err(|e| Failure::new(4, "source-unreadable", e))??;
     let meta = Arc::new(meta);
-    let http = TcpListener::bind(args.listen).await.map_err(|e| Failure::new(3, "cannot-listen", format!("{}: {e}", args.listen)))?;
-    let listen = http.local_addr().map_err(|e| Failure::new(3, "cannot-listen", e))?;
-    // The peer's port must be known to the controller, and the controller to the peer: bind by hand first.
-    let peer_listen = SocketAddr::new(listen.ip(), args.peer_port);
-    let peer_port = free_port(peer_listen).await.map_err(|e| Failure::new(3, "cannot-listen", e))?;
+    let cannot = |e: std::io::Error| Failure::new(3, "cannot-listen", e);
+    let http = TcpListener::bind(args.listen).await.map_err(cannot)?;
+    let listen = http.local_addr().map_err(cannot)?;
+    // The controller names the origin's address, and the origin asks the controller: find the port first.
+    let at = free_port(SocketAddr::new(listen.ip(), args.peer_port)).await.map_err(cannot)?;
     let mode = if args.paper { Mode::Paper } else { Mode::Ours };
     let config = policy::Config { mode, expected: args.expect, ..policy::Config::default() };
-    let controller = TorrentController::new(meta.clone(), config, peer_port, seed());
-    let peer_config = Config {
-        listen: peer_port,
+    let controller = TorrentController::new(meta.clone(), config, at, seed());
+    let config = Config {
+        listen: at,
         rate: args.rate.0,
         upload_slots: PEER_SLOTS,
         connections_max: ORIGIN_CONNECTIONS,
         node: seed(),
     };
     let hashes = hashes.into_iter().map(Some).collect();
-    let peer = Peer::start(meta.clone(), hashes, Place::Whole(files), peer_config, Some(controller.clone()));
-    let peer = peer.await.map_err(|e| Failure::new(3, "cannot-listen", e))?;
+    let origin = Peer::start(meta.clone(), hashes, Place::Whole(files), config, Some(controller.clone()));
+    let origin = origin.await.map_err(cannot)?;
     let router = controller.router().into_make_service_with_connect_info::<SocketAddr>();
-    let service = axum::serve(http, router);
-    let url = format!("http://{listen}/{}", meta.name);
-    if args.json {
-        println!("{}", json!({"event": "serving", "url": url, "bytes": meta.layout.total(), "peer": peer.address}));
-    } else {
-        println!("serving {} ({} bytes) at {url}", meta.name, meta.layout.total());
-    }
-    let watching = async {
-        let bar = bar(args.json, u64::from(meta.layout.pieces()));
-        let mut shown = Instant::now();
-        loop {
-            tokio::time::sleep(TorrentController::TICK).await;
-            controller.tick();
-            peer.dispatch();
-            if shown.elapsed() >= Duration::from_secs(1) {
-                shown = Instant::now();
-                show_status(&controller, &peer, args.json, &bar);
+    let ticking = controller.clone();
+    let service = tokio::spawn(async move {
+        let passing = async {
+            loop {
+                tokio::time::sleep(TorrentController::TICK).await;
+                ticking.tick();
             }
+        };
+        tokio::select! {
+            ended = async { axum::serve(http, router).await } => ended,
+            () = passing => Ok(()),
         }
-    };
-    tokio::select! {
-        ended = service => ended.map_err(|e| Failure::new(3, "controller-ended", e)),
-        () = watching => Ok(()),
-        () = interrupted() => Ok(()),
-    }?;
-    peer.stop().await;
-    Ok(())
+    });
+    Ok(Served { url: format!("http://{listen}/{}", meta.name), controller, origin, service })
+}
+
+async fn serve(args: ServeArgs) -> Result<(), Failure> {
+    let mut served = open(&args).await?;
+    let status = served.controller.status();
+    let bytes = served.origin.progress().bytes_held;
+    if args.json {
+        println!("{}", json!({"event": "serving", "url": served.url, "bytes": bytes, "peer": served.origin.address}));
+    } else {
+        println!("serving {} ({bytes} bytes) at {}", status.name, served.url);
+    }
+    let bar = bar(args.json, u64::from(status.pieces));
+    let mut second = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        tokio::select! {
+            _ = second.tick() => show_status(&served.controller, &served.origin, args.json, &bar),
+            ended = &mut served.service => {
+                let why = ended.map_err(|e| e.to_string()).and_then(|e| e.map_err(|e| e.to_string()));
+                return Err(Failure::new(3, "controller-ended", why.err().unwrap_or_default()));
+            }
+            () = interrupted() => return Ok(()),
+        }
+    }
 }
 
 fn show_status(controller: &TorrentController, peer: &Peer, as_json: bool, bar: &ProgressBar) {
