@@ -17,3 +17,7 @@ pub mod timeline;
 pub mod vault;
 pub mod view;
 pub mod web;
+//! One domain's coordinator.
+
+pub mod swarm;
+pub mod torrent_controller;

@@ -177,7 +177,8 @@ impl TorrentController {
                 let orders = inner.policy.announce(now, id, report.take().unwrap_or(again));
                 let told = inner.members.get_mut(&id).map(|m| &mut m.told);
                 let news = told.is_some_and(|told| told.replace(orders.clone()).as_ref() != Some(&orders));
-                (orders, news && orders.role != Role::Capped)
+                let fit = news && orders.role != Role::Capped;
+                (orders, fit)
             });
             if news || tokio::time::timeout_at(deadline, version.changed()).await.is_err() {
                 return Some(orders);
