@@ -13,11 +13,9 @@ pub mod record;
 pub mod rest;
 pub mod results;
 pub mod shell;
+pub mod swarm;
 pub mod timeline;
+pub mod torrent_controller;
 pub mod vault;
 pub mod view;
 pub mod web;
-//! One domain's coordinator.
-
-pub mod swarm;
-pub mod torrent_controller;

@@ -1,10 +1,11 @@
 //! Against real parts.
 
+mod demo;
 mod film;
 mod host;
 mod player;
 mod prosody;
-mod s3;
-mod player;
 mod published;
+mod s3;
 mod shelf;
+mod world;
