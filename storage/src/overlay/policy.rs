@@ -1,0 +1,838 @@
+//! What the torrent controller decides: one pure object over announces, the same in the service and in the simulator.
+//!
+//! A node is capped → relay or leecher → peer → seeder. Blank answers until a relay holds blocks; then a tree of relays
+//! and their children; once a quarter of the nodes hold something, an explicit regular graph. The origin gives by lease
+//! only, every piece once before any twice: simulation and measurement agree that nothing else gains as much.
+//! State is soft: announces carry what a node holds, so a new controller knows everything after one interval.
+//!
+//! `Mode::Paper` does what the paper describes (fixed relays, random repository fall-back) for comparison.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+
+use super::bits::Bits;
+use super::graph::Graph;
+pub use super::graph::NodeId;
+use super::rng::Rng;
+
+/// Milliseconds since the load began.
+pub type Millis = u64;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    Ours,
+    Paper,
+}
+
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub mode: Mode,
+    /// Nodes to come, if it is known; else as many as have announced.
+    pub expected: u32,
+    pub degree: usize,
+    /// Between announces of a node; a node silent for [`TTL_INTERVALS`] of them is lost.
+    pub interval_ms: Millis,
+    /// Pieces that a relay holds before others hear of it.
+    pub relay_pieces: u32,
+    /// Leases a node may hold unacknowledged; small, so that a slow node takes few.
+    pub leases_per_node: u32,
+    /// Upper bound of leases being sent at once (connections the origin bears).
+    pub slots_max: u32,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            mode: Mode::Ours,
+            expected: 0,
+            degree: 10,
+            interval_ms: 1000,
+            relay_pieces: 2,
+            leases_per_node: 3,
+            slots_max: 64,
+        }
+    }
+}
+
+/// Announces a node may miss; also the number of smoothed lease times after which a lease is given to another.
+const TTL_INTERVALS: u64 = 6;
+const LEASE_PATIENCE: u64 = 8;
+const LEASE_MS_MIN: Millis = 3000;
+/// Goodput must grow by this factor for one more slot to have been worth it.
+const SLOT_GAIN: f64 = 1.05;
+/// Useless edges moved per tick.
+const SWITCHES: usize = 32;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// Waits: nobody holds anything for it yet.
+    Capped,
+    /// Reads from the origin before all others.
+    Relay,
+    /// Hangs below a relay.
+    Leecher,
+    /// A member of the regular graph.
+    Peer,
+    /// Holds all it wants and gives.
+    Seeder,
+}
+
+/// What a node wants: pieces `range`; `seed_only` ones are held for others (the partitioner's overlap).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Demand {
+    pub range: Range<u32>,
+    pub seed_only: bool,
+}
+
+/// What a node says.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    pub rack: u32,
+    /// Only the first report's demand counts; empty means everything.
+    pub demand: Vec<Demand>,
+    /// Pieces held, if told this time.
+    pub have: Option<Bits>,
+    pub complete: bool,
+    /// Its neighbours have nothing for it.
+    pub starving: bool,
+}
+
+/// What the controller answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Orders {
+    pub role: Role,
+    pub neighbours: Vec<NodeId>,
+    /// May stand in connection with the origin.
+    pub origin: bool,
+    pub interval_ms: Millis,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Piece {
+    Free,
+    Leased { node: NodeId, since: Millis, sent: bool },
+    Given { node: NodeId },
+}
+
+#[derive(Clone, Debug)]
+struct Node {
+    role: Role,
+    rack: u32,
+    demand: Vec<Demand>,
+    have: Bits,
+    relay: Option<NodeId>,
+    outstanding: u32,
+    leased: u32,
+    got: u32,
+    cursor: u32,
+    connected: bool,
+    seen: Millis,
+    complete: bool,
+}
+
+#[derive(Clone, Debug)]
+pub struct Policy {
+    config: Config,
+    rng: Rng,
+    nodes: BTreeMap<NodeId, Node>,
+    graph: Graph,
+    meshed: bool,
+    pieces: Vec<Piece>,
+    free: Bits,
+    /// Nodes that may take a lease: fewest outstanding first, then fewest so far.
+    ready: BTreeSet<(u32, u32, NodeId)>,
+    /// Nodes for which nothing is free at the moment.
+    dry: BTreeSet<NodeId>,
+    slots: Slots,
+    sending: u32,
+    lease_ms: f64,
+    leases: u64,
+    version: u64,
+}
+
+/// How many leases the origin sends at once: grows while goodput does, halves when the origin complains.
+#[derive(Clone, Debug)]
+struct Slots {
+    now: u32,
+    max: u32,
+    window_start: Millis,
+    done: u32,
+    limited: bool,
+    best: f64,
+    grew: bool,
+    hold: u32,
+}
+
+impl Policy {
+    pub fn new(config: Config, pieces: u32, seed: u64) -> Self {
+        let relays = relays(config.expected);
+        let slots = Slots {
+            now: relays.max(2).min(config.slots_max.max(1)),
+            max: config.slots_max.max(1),
+            window_start: 0,
+            done: 0,
+            limited: false,
+            best: 0.0,
+            grew: false,
+            hold: 0,
+        };
+        Self {
+            rng: Rng::new(seed),
+            nodes: BTreeMap::new(),
+            graph: Graph::new(config.degree),
+            meshed: false,
+            pieces: vec![Piece::Free; pieces as usize],
+            free: Bits::full(pieces),
+            ready: BTreeSet::new(),
+            dry: BTreeSet::new(),
+            slots,
+            sending: 0,
+            lease_ms: 0.0,
+            leases: 0,
+            version: 0,
+            config,
+        }
+    }
+
+    /// A node speaks; the answer says whom to connect to. Repeating it changes nothing.
+    pub fn announce(&mut self, now: Millis, id: NodeId, report: Report) -> Orders {
+        let pieces = self.pieces.len() as u32;
+        if !self.nodes.contains_key(&id) {
+            self.admit(now, id, &report);
+        }
+        let Some(node) = self.nodes.get_mut(&id) else { return self.orders(id) };
+        node.seen = now;
+        node.complete = report.complete;
+        if let Some(have) = report.have.filter(|have| have.len() == pieces) {
+            self.learn(id, have);
+        }
+        if report.complete && self.role(id) == Role::Peer {
+            self.set_role(id, Role::Seeder);
+        }
+        if report.starving && self.meshed {
+            let other = self.graph.neighbours(id).nth(self.rng.index(self.config.degree));
+            if let Some(other) = other {
+                self.graph.switch(id, other, &mut self.rng);
+            }
+        }
+        self.orders(id)
+    }
+
+    fn admit(&mut self, now: Millis, id: NodeId, report: &Report) {
+        let pieces = self.pieces.len() as u32;
+        let mut demand = report.demand.clone();
+        demand.retain(|d| d.range.start < d.range.end && d.range.end <= pieces);
+        if demand.is_empty() {
+            demand.push(Demand { range: 0..pieces, seed_only: false });
+        }
+        let expected = self.config.expected.max(self.nodes.len() as u32 + 1);
+        let target = relays(expected);
+        let serving = self.nodes.values().filter(|n| n.role == Role::Relay).count() as u32;
+        let fresh = !self.meshed && serving < target;
+        let cursor = demand[0].range.start;
+        let have = Bits::new(if self.tracks_pieces() { pieces } else { 0 });
+        let role = if fresh { Role::Relay } else { Role::Capped };
+        let relay = (!fresh).then(|| self.draw_relay()).flatten();
+        let rack = report.rack;
+        let node = Node {
+            role,
+            rack,
+            demand,
+            have,
+            relay,
+            outstanding: 0,
+            leased: 0,
+            got: 0,
+            cursor,
+            connected: false,
+            seen: now,
+            complete: false,
+        };
+        self.nodes.insert(id, node);
+        if fresh {
+            self.graph.add(id, rack);
+        } else {
+            self.open(id);
+        }
+        self.slots.now = self.slots.now.max(target.min(self.slots.max));
+    }
+
+    /// Per-node sets of pieces are kept only while they are small beside what is loaded.
+    fn tracks_pieces(&self) -> bool {
+        self.pieces.len() <= 1 << 16
+    }
+
+    fn draw_relay(&mut self) -> Option<NodeId> {
+        let relays: Vec<_> = self.nodes.iter().filter(|(_, n)| n.role == Role::Relay).map(|(id, _)| *id).collect();
+        relays.get(self.rng.index(relays.len())).copied()
+    }
+
+    /// Lets a capped node in if its relay (or, in the mesh, anybody) holds blocks.
+    fn open(&mut self, id: NodeId) {
+        let Some(node) = self.nodes.get(&id).filter(|n| n.role == Role::Capped) else { return };
+        let rack = node.rack;
+        if self.meshed {
+            self.graph.join(id, rack, &mut self.rng);
+            return self.set_role(id, Role::Peer);
+        }
+        let Some(relay) = node.relay.filter(|relay| self.holds(*relay)) else { return };
+        let siblings: Vec<_> = self.graph.neighbours(relay).collect();
+        self.graph.add(id, rack);
+        self.graph.link(id, relay);
+        for _ in 0..2 {
+            if let Some(sibling) = siblings.get(self.rng.index(siblings.len())) {
+                self.graph.link(id, *sibling);
+            }
+        }
+        self.set_role(id, Role::Leecher);
+    }
+
+    fn holds(&self, id: NodeId) -> bool {
+        self.nodes
+            .get(&id)
+            .is_some_and(|n| n.got >= self.config.relay_pieces.min(self.pieces.len() as u32) || n.complete)
+    }
+
+    fn set_role(&mut self, id: NodeId, role: Role) {
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.role = role;
+            self.version += 1;
+        }
+        self.refresh(id);
+    }
+
+    fn role(&self, id: NodeId) -> Role {
+        self.nodes.get(&id).map_or(Role::Capped, |n| n.role)
+    }
+
+    fn orders(&self, id: NodeId) -> Orders {
+        let interval_ms = self.config.interval_ms;
+        let role = self.role(id);
+        let neighbours = if role == Role::Capped { Vec::new() } else { self.graph.neighbours(id).collect() };
+        Orders { role, neighbours, origin: self.may_lease(role), interval_ms }
+    }
+
+    fn may_lease(&self, role: Role) -> bool {
+        match self.config.mode {
+            Mode::Ours => matches!(role, Role::Relay | Role::Leecher | Role::Peer),
+            Mode::Paper => role == Role::Relay || role == Role::Peer,
+        }
+    }
+
+    fn learn(&mut self, id: NodeId, have: Bits) {
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        let held = have.count();
+        node.got = node.got.max(held);
+        for piece in have.iter() {
+            // A controller that was restarted learns what the origin need not send again.
+            if self.free.clear(piece) {
+                self.pieces[piece as usize] = Piece::Given { node: id };
+            }
+        }
+        if node.have.len() == have.len() {
+            node.have = have;
+        }
+        self.progress(id);
+    }
+
+    /// Something arrived at `id`: its children may be let in, and the tree may be ripe to become a mesh.
+    fn progress(&mut self, id: NodeId) {
+        if self.meshed {
+            return;
+        }
+        if self.role(id) == Role::Relay && self.holds(id) {
+            let children: Vec<_> = self
+                .nodes
+                .iter()
+                .filter(|(_, n)| n.relay == Some(id) && n.role == Role::Capped)
+                .map(|(id, _)| *id)
+                .collect();
+            children.into_iter().for_each(|child| self.open(child));
+        }
+        let holding = self.nodes.values().filter(|n| n.got > 0).count();
+        let waiting = self.config.expected.max(self.nodes.len() as u32) as usize;
+        if holding * 4 >= waiting && self.nodes.len() * 4 >= waiting * 3 {
+            self.mesh();
+        }
+    }
+
+    fn mesh(&mut self) {
+        self.meshed = true;
+        let all: Vec<_> = self.nodes.iter().map(|(id, n)| (*id, n.rack)).collect();
+        all.iter().for_each(|(id, rack)| self.graph.add(*id, *rack));
+        self.graph.deal(&mut self.rng);
+        let paper_relay = |policy: &Self, id| policy.config.mode == Mode::Paper && policy.role(id) == Role::Relay;
+        for (id, _) in all {
+            if !paper_relay(self, id) {
+                self.set_role(id, Role::Peer);
+            }
+        }
+    }
+
+    // ---- origin leases ----
+
+    /// The node can take what the origin sends (it is connected to it, or asks for a lease by announce).
+    pub fn connected(&mut self, id: NodeId, connected: bool) {
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.connected = connected;
+        }
+        if !connected {
+            self.take_back(id);
+        }
+        self.refresh(id);
+    }
+
+    /// The next lease to send, if a slot and a ready node are there. Call again until `None`.
+    pub fn next_lease(&mut self, now: Millis) -> Option<(NodeId, u32)> {
+        while self.sending < self.slots.now {
+            let (_, _, id) = *self.ready.first()?;
+            match self.lease_for(now, id) {
+                Some(piece) => return Some((id, piece)),
+                None => {
+                    self.unready(id);
+                    self.dry.insert(id);
+                }
+            }
+        }
+        self.slots.limited |= !self.ready.is_empty();
+        None
+    }
+
+    /// A lease for one node, as when it asks by announce to read from object storage itself.
+    pub fn lease_for(&mut self, now: Millis, id: NodeId) -> Option<u32> {
+        if self.sending >= self.slots.now {
+            self.slots.limited = true;
+            return None;
+        }
+        let node = self.nodes.get(&id)?;
+        if node.outstanding >= self.config.leases_per_node || !self.may_lease(node.role) {
+            return None;
+        }
+        let piece = match self.config.mode {
+            Mode::Ours => self.next_free(node),
+            Mode::Paper => self.random_missing(id),
+        }?;
+        self.unready(id);
+        let node = self.nodes.get_mut(&id)?;
+        node.outstanding += 1;
+        node.leased += 1;
+        node.cursor = piece + 1;
+        self.free.clear(piece);
+        self.pieces[piece as usize] = Piece::Leased { node: id, since: now, sent: false };
+        self.sending += 1;
+        self.leases += 1;
+        self.refresh(id);
+        Some(piece)
+    }
+
+    fn next_free(&self, node: &Node) -> Option<u32> {
+        let inside =
+            |range: &Range<u32>, from: u32| self.free.next_from(from.max(range.start)).filter(|p| *p < range.end);
+        let (own, seed): (Vec<_>, Vec<_>) = node.demand.iter().partition(|d| !d.seed_only);
+        let later = own.iter().filter_map(|d| inside(&d.range, node.cursor)).next();
+        later
+            .or_else(|| own.iter().filter_map(|d| inside(&d.range, 0)).next())
+            .or_else(|| seed.iter().filter_map(|d| inside(&d.range, 0)).next())
+    }
+
+    /// The paper's repository fall-back: any piece the node lacks, whoever else has read it.
+    fn random_missing(&mut self, id: NodeId) -> Option<u32> {
+        let node = self.nodes.get(&id)?;
+        let Demand { range, .. } = node.demand.get(self.rng.index(node.demand.len()))?;
+        let from = range.start + self.rng.below(u64::from(range.end - range.start)) as u32;
+        let leased_to = |p: &u32| matches!(self.pieces[*p as usize], Piece::Leased { node, .. } | Piece::Given { node } if node == id);
+        (from..range.end).chain(range.start..from).find(|p| !node.have.get(*p) && !leased_to(p))
+    }
+
+    /// All bytes of the lease have left the origin: its slot is free again.
+    pub fn lease_sent(&mut self, now: Millis, id: NodeId, piece: u32) {
+        if let Some(Piece::Leased { node, sent, .. }) = self.pieces.get_mut(piece as usize)
+            && *node == id
+            && !std::mem::replace(sent, true)
+        {
+            self.sending = self.sending.saturating_sub(1);
+            self.slots.done += 1;
+            self.slots.turn(now);
+        }
+    }
+
+    /// The node holds the leased piece, verified.
+    pub fn lease_done(&mut self, now: Millis, id: NodeId, piece: u32) {
+        self.lease_sent(now, id, piece);
+        let Some(Piece::Leased { node, since, .. }) = self.pieces.get(piece as usize).copied() else { return };
+        if node != id {
+            return;
+        }
+        let took = now.saturating_sub(since) as f64;
+        self.lease_ms = if self.lease_ms == 0.0 { took } else { 0.9 * self.lease_ms + 0.1 * took };
+        self.pieces[piece as usize] = Piece::Given { node: id };
+        self.unready(id);
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.outstanding = node.outstanding.saturating_sub(1);
+            node.got += 1;
+            node.have.set(piece);
+        }
+        self.refresh(id);
+        self.progress(id);
+    }
+
+    /// The origin refused or failed (503, time-out): fewer at once, and the piece is free again.
+    pub fn lease_failed(&mut self, now: Millis, id: NodeId, piece: u32) {
+        if matches!(self.pieces.get(piece as usize), Some(Piece::Leased { node, .. }) if *node == id) {
+            self.release(piece);
+            self.slots.complain(now);
+        }
+    }
+
+    fn release(&mut self, piece: u32) {
+        let Some(Piece::Leased { node, sent, .. }) = self.pieces.get(piece as usize).copied() else { return };
+        if !sent {
+            self.sending = self.sending.saturating_sub(1);
+        }
+        self.unready(node);
+        if let Some(node) = self.nodes.get_mut(&node) {
+            node.outstanding = node.outstanding.saturating_sub(1);
+        }
+        self.free_again(piece);
+        self.refresh(node);
+    }
+
+    fn free_again(&mut self, piece: u32) {
+        self.pieces[piece as usize] = Piece::Free;
+        self.free.set(piece);
+        let dry = std::mem::take(&mut self.dry);
+        dry.into_iter().for_each(|id| self.refresh(id));
+    }
+
+    fn unready(&mut self, id: NodeId) {
+        if let Some(node) = self.nodes.get(&id) {
+            self.ready.remove(&(node.outstanding, node.leased, id));
+        }
+    }
+
+    fn refresh(&mut self, id: NodeId) {
+        let Some(node) = self.nodes.get(&id) else { return };
+        let key = (node.outstanding, node.leased, id);
+        let fit = node.connected && !node.complete && self.may_lease(node.role);
+        if fit && node.outstanding < self.config.leases_per_node && !self.dry.contains(&id) {
+            self.ready.insert(key);
+        } else {
+            self.ready.remove(&key);
+        }
+    }
+
+    /// Pieces that only `id` was to bring become free again.
+    fn take_back(&mut self, id: NodeId) {
+        for piece in 0..self.pieces.len() as u32 {
+            match self.pieces[piece as usize] {
+                Piece::Leased { node, .. } if node == id => self.release(piece),
+                _ => {}
+            }
+        }
+    }
+
+    /// The node is gone: what nobody else is known to hold must leave the origin again.
+    pub fn leave(&mut self, id: NodeId) {
+        self.connected(id, false);
+        self.unready(id);
+        self.dry.remove(&id);
+        if self.nodes.remove(&id).is_none() {
+            return;
+        }
+        self.graph.leave(id, &mut self.rng);
+        self.version += 1;
+        for piece in 0..self.pieces.len() as u32 {
+            if self.pieces[piece as usize] == (Piece::Given { node: id }) {
+                match self.nodes.iter().find(|(_, n)| n.have.get(piece)).map(|(id, _)| *id) {
+                    Some(node) => self.pieces[piece as usize] = Piece::Given { node },
+                    None => self.free_again(piece),
+                }
+            }
+        }
+        let orphans: Vec<_> = self.nodes.iter().filter(|(_, n)| n.relay == Some(id)).map(|(id, _)| *id).collect();
+        for orphan in orphans {
+            let relay = self.draw_relay();
+            let alone = relay.is_none() && !self.meshed;
+            if let Some(node) = self.nodes.get_mut(&orphan) {
+                node.relay = relay;
+            }
+            if alone {
+                // The last relay died before it had children: promote one.
+                self.set_role(orphan, Role::Relay);
+                let rack = self.nodes[&orphan].rack;
+                self.graph.add(orphan, rack);
+            }
+            self.open(orphan);
+        }
+    }
+
+    /// Time passes: silent nodes are lost, late leases given to others, useless edges moved.
+    pub fn tick(&mut self, now: Millis) {
+        let silent = now.saturating_sub(TTL_INTERVALS * self.config.interval_ms);
+        let lost: Vec<_> = self.nodes.iter().filter(|(_, n)| n.seen < silent).map(|(id, _)| *id).collect();
+        lost.into_iter().for_each(|id| self.leave(id));
+        let patience = ((self.lease_ms * LEASE_PATIENCE as f64) as Millis).max(LEASE_MS_MIN);
+        for piece in 0..self.pieces.len() as u32 {
+            if let Piece::Leased { since, .. } = self.pieces[piece as usize]
+                && now.saturating_sub(since) > patience
+            {
+                self.release(piece);
+            }
+        }
+        self.slots.turn(now);
+        if self.meshed {
+            self.move_edges();
+        }
+    }
+
+    fn move_edges(&mut self) {
+        let done = |id: &NodeId| self.nodes.get(id).is_some_and(|n| n.complete);
+        if self.nodes.keys().all(&done) {
+            return;
+        }
+        let useless: Vec<_> = self
+            .nodes
+            .keys()
+            .filter(|id| done(id))
+            .filter_map(|id| {
+                self.graph.neighbours(*id).find(|other| other > id && done(other)).map(|other| (*id, other))
+            })
+            .take(SWITCHES)
+            .collect();
+        useless.into_iter().for_each(|(a, b)| {
+            self.graph.switch(a, b, &mut self.rng);
+        });
+    }
+
+    // ---- what can be seen ----
+
+    /// Changes whenever some node's orders may have: who waits for an answer asks again.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    pub fn lambda2(&self) -> f64 {
+        self.graph.lambda2()
+    }
+
+    pub fn snapshot(&self) -> Snapshot {
+        let mut roles = [0; 5];
+        self.nodes.values().for_each(|n| roles[n.role as usize] += 1);
+        Snapshot {
+            roles,
+            complete: self.nodes.values().filter(|n| n.complete).count() as u32,
+            slots: self.slots.now,
+            sending: self.sending,
+            free: self.free.count(),
+            leases: self.leases,
+            meshed: self.meshed,
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Nodes by role, in the order of [`Role`].
+    pub roles: [u32; 5],
+    pub complete: u32,
+    pub slots: u32,
+    pub sending: u32,
+    /// Pieces that have not left the origin yet.
+    pub free: u32,
+    /// Leases given in all; more than the number of pieces means that some went twice.
+    pub leases: u64,
+    pub meshed: bool,
+}
+
+/// The paper's number of initial relays: log(N)³, whose logarithm must be decimal for its own figures to fit.
+pub fn relays(nodes: u32) -> u32 {
+    let log = f64::from(nodes.max(1)).log10();
+    (log.powi(3).round() as u32).clamp(1, nodes.max(1))
+}
+
+impl Slots {
+    const WINDOW_MS: Millis = 400;
+
+    fn turn(&mut self, now: Millis) {
+        let span = now.saturating_sub(self.window_start);
+        if span < Self::WINDOW_MS || self.done < self.now {
+            return;
+        }
+        let goodput = f64::from(self.done) / span as f64;
+        let worth = goodput >= self.best * SLOT_GAIN;
+        if self.grew && !worth {
+            self.now = (self.now - 1).max(1);
+            self.hold = 10;
+        }
+        self.grew = false;
+        if self.hold > 0 {
+            self.hold -= 1;
+        } else if self.limited && self.now < self.max {
+            self.now += 1;
+            self.grew = true;
+        }
+        self.best = if worth { goodput } else { 0.9 * self.best + 0.1 * goodput };
+        (self.window_start, self.done, self.limited) = (now, 0, false);
+    }
+
+    fn complain(&mut self, now: Millis) {
+        self.now = (self.now / 2).max(1);
+        self.hold = 5;
+        (self.window_start, self.done, self.grew) = (now, 0, false);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn policy(nodes: u64, pieces: u32) -> Policy {
+        let mut policy = Policy::new(Config { expected: nodes as u32, ..Config::default() }, pieces, 1);
+        for id in 0..nodes {
+            policy.announce(0, id, Report::default());
+        }
+        policy
+    }
+
+    /// Serves leases at once to whoever may have them, until none is left.
+    fn drain(policy: &mut Policy, nodes: u64, now: Millis) -> Vec<(NodeId, u32)> {
+        let mut all = Vec::new();
+        loop {
+            for id in 0..nodes {
+                let orders = policy.announce(now, id, Report::default());
+                policy.connected(id, orders.origin);
+            }
+            let Some((id, piece)) = policy.next_lease(now) else { return all };
+            policy.lease_done(now, id, piece);
+            all.push((id, piece));
+        }
+    }
+
+    #[test]
+    fn relays_are_the_cube_of_the_decimal_logarithm() {
+        assert_eq!([1, 10, 20, 100, 1000, 10_000].map(relays), [1, 1, 2, 8, 27, 64]);
+    }
+
+    #[test]
+    fn answers_are_blank_until_the_relay_holds_blocks() {
+        let mut policy = policy(20, 100);
+        let roles = policy.snapshot().roles;
+        assert_eq!((roles[Role::Relay as usize], roles[Role::Capped as usize]), (2, 18));
+        let relay = (0..20).find(|id| policy.role(*id) == Role::Relay).unwrap();
+        assert!(policy.announce(1, 19, Report::default()).neighbours.is_empty());
+        policy.connected(relay, true);
+        for _ in 0..2 {
+            let (id, piece) = policy.next_lease(2).unwrap();
+            assert_eq!(id, relay);
+            policy.lease_done(3, id, piece);
+        }
+        let children: Vec<_> = (0..20).filter(|id| policy.role(*id) == Role::Leecher).collect();
+        assert!(!children.is_empty());
+        for child in children {
+            let orders = policy.announce(4, child, Report::default());
+            assert!(orders.neighbours.contains(&relay) && orders.origin);
+        }
+    }
+
+    #[test]
+    fn each_piece_leaves_the_origin_once_before_any_twice() {
+        let mut policy = policy(20, 500);
+        let given = drain(&mut policy, 20, 5);
+        let distinct: BTreeSet<_> = given.iter().map(|(_, piece)| *piece).collect();
+        assert_eq!((given.len(), distinct.len()), (500, 500));
+        let mut per_node = BTreeMap::<_, u32>::new();
+        given.iter().for_each(|(id, _)| *per_node.entry(*id).or_default() += 1);
+        assert!(per_node.len() == 20 && per_node.values().all(|n| (15..=40).contains(n)), "{per_node:?}");
+    }
+
+    #[test]
+    fn what_only_a_lost_node_held_is_leased_again() {
+        let mut policy = policy(4, 40);
+        let given = drain(&mut policy, 4, 0);
+        let lost = given[5].0;
+        let only_there: BTreeSet<_> = given.iter().filter(|(id, _)| *id == lost).map(|(_, p)| *p).collect();
+        let spread = *only_there.first().unwrap();
+        let mut have = Bits::new(40);
+        have.set(spread);
+        let other = (0..4).find(|id| *id != lost).unwrap();
+        policy.announce(1, other, Report { have: Some(have), ..Report::default() });
+        policy.leave(lost);
+        let again: BTreeSet<_> = std::iter::from_fn(|| {
+            let (id, piece) = policy.next_lease(2)?;
+            policy.lease_done(2, id, piece);
+            Some(piece)
+        })
+        .collect();
+        assert_eq!(again, only_there.into_iter().filter(|p| *p != spread).collect());
+    }
+
+    #[test]
+    fn a_late_lease_goes_to_another_and_a_silent_node_is_forgotten() {
+        let mut policy = policy(2, 1);
+        let all: Vec<_> = (0..2).filter(|id| policy.announce(0, *id, Report::default()).origin).collect();
+        all.iter().for_each(|id| policy.connected(*id, true));
+        let (first, piece) = policy.next_lease(0).unwrap();
+        assert!(policy.next_lease(1).is_none());
+        let other = 1 - first;
+        policy.announce(7000, other, Report::default());
+        policy.tick(7000);
+        policy.connected(other, true);
+        assert_eq!(policy.next_lease(7001), Some((other, piece)));
+        assert_eq!(policy.snapshot().roles.iter().sum::<u32>(), 1);
+    }
+
+    #[test]
+    fn a_restarted_controller_learns_from_announces_what_need_not_be_sent() {
+        let mut policy = Policy::new(Config { expected: 2, ..Config::default() }, 10, 1);
+        let mut have = Bits::new(10);
+        have.set_range(0..9);
+        let orders = policy.announce(0, 1, Report { have: Some(have), ..Report::default() });
+        policy.connected(1, orders.origin);
+        assert_eq!(policy.next_lease(0), Some((1, 9)));
+        assert_eq!(policy.next_lease(0), None);
+    }
+
+    #[test]
+    fn an_origin_that_complains_is_asked_for_half_as_much() {
+        let mut policy = policy(1000, 5000);
+        let before = policy.snapshot().slots;
+        (0..1000).for_each(|id| policy.connected(id, true));
+        let (id, piece) = policy.next_lease(0).unwrap();
+        policy.lease_failed(1, id, piece);
+        assert_eq!((before, policy.snapshot().slots), (27, 13));
+    }
+
+    #[test]
+    fn the_same_trace_gives_the_same_decisions() {
+        let run = || {
+            let mut policy = policy(50, 200);
+            (drain(&mut policy, 50, 3), policy.lambda2().to_bits())
+        };
+        assert_eq!(run(), run());
+    }
+
+    #[test]
+    fn lambda2_falls_from_tree_to_swarm() {
+        let mut policy = policy(200, 2000);
+        let relay = (0..200).find(|id| policy.role(*id) == Role::Relay).unwrap();
+        policy.connected(relay, true);
+        for _ in 0..2 {
+            let (id, piece) = policy.next_lease(2).unwrap();
+            policy.lease_done(3, id, piece);
+        }
+        let tree = policy.lambda2();
+        drain(&mut policy, 200, 5);
+        let swarm = policy.lambda2();
+        assert!(tree > 0.85 && swarm < 0.66, "{tree} {swarm}");
+    }
+
+    #[test]
+    fn demand_outside_the_dataset_is_not_believed() {
+        let mut policy = Policy::new(Config::default(), 10, 1);
+        let demand = vec![Demand { range: 5..u32::MAX, seed_only: false }, Demand { range: 3..4, seed_only: false }];
+        let orders = policy.announce(0, 1, Report { demand, ..Report::default() });
+        policy.connected(1, orders.origin);
+        assert_eq!(policy.next_lease(0), Some((1, 3)));
+        assert_eq!(policy.next_lease(0), None);
+    }
+}
