@@ -87,6 +87,8 @@ enum Packet {
     Restart,
 }
 
+pub type Filter = Box<dyn FnMut(&DomainId, &DomainId, &Body, bool) -> bool>;
+
 pub struct World {
     pub rng: Rng,
     pub faults: Faults,
@@ -98,7 +100,7 @@ pub struct World {
     /// Pairs that cannot reach each other.
     pub cut: BTreeSet<(DomainId, DomainId)>,
     /// Takes away messages: (from, to, body, is an answer).
-    pub filter: Box<dyn FnMut(&DomainId, &DomainId, &Body, bool) -> bool>,
+    pub filter: Filter,
     pub sent: Vec<(DomainId, DomainId, &'static str)>,
     /// Ends a job when all its parts are there.
     pub publish: bool,
@@ -362,8 +364,9 @@ impl World {
                 }
             }
             Output::Reply { to, re, envelope } => {
-                if (self.filter)(who, &to, &envelope.body, true) {
-                    let answer = Input::Answer { id: re, from: who.clone(), result: Ok(envelope) };
+                let passes = (self.filter)(who, &to, &envelope.body, true);
+                let answer = Input::Answer { id: re, from: who.clone(), result: Ok(envelope) };
+                if passes {
                     self.transmit(who, &to, answer);
                 }
             }
