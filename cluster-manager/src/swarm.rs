@@ -211,7 +211,10 @@ fn show_status(controller: &TorrentController, peer: &Peer, as_json: bool, bar: 
     } else {
         bar.set_position(u64::from(status.pieces - status.pieces_not_sent));
         let nodes = status.capped + status.relays + status.leechers + status.peers + status.seeders;
-        bar.set_message(format!("{nodes} nodes, {} complete, {given} bytes given, λ2 {:.2}", status.complete, status.lambda2));
+        bar.set_message(format!(
+            "{nodes} nodes, {} complete, {given} bytes given, λ2 {:.2}",
+            status.complete, status.lambda2
+        ));
     }
 }
 
@@ -233,11 +236,13 @@ fn scan(source: &Path, token: &str) -> Result<(Metainfo, Vec<Vec<GroupHash>>, Fi
         list.push(File { path: vec![], len: path.metadata().map_err(fail)?.len() });
     }
     let total = list.iter().map(|f| f.len).sum();
-    let layout = Layout::for_total(total).ok_or_else(|| Failure::new(4, "source-empty", "there are no bytes to serve"))?;
+    let layout =
+        Layout::for_total(total).ok_or_else(|| Failure::new(4, "source-empty", "there are no bytes to serve"))?;
     let mut maker = Maker::new(layout);
     let mut buffer = vec![0; 1 << 20];
     for file in &list {
-        let mut reader = std::fs::File::open(file.path.iter().fold(path.clone(), |p, part| p.join(part))).map_err(fail)?;
+        let mut reader =
+            std::fs::File::open(file.path.iter().fold(path.clone(), |p, part| p.join(part))).map_err(fail)?;
         loop {
             match reader.read(&mut buffer).map_err(fail)? {
                 0 => break,
@@ -247,7 +252,8 @@ fn scan(source: &Path, token: &str) -> Result<(Metainfo, Vec<Vec<GroupHash>>, Fi
     }
     let files = Files::open(&path, &list).map_err(|e| Failure::new(4, e.code(), format!("{e}: {}", e.source)))?;
     let made = maker.finish(&name, list, token);
-    let (meta, hashes) = made.ok_or_else(|| Failure::new(4, "source-changed", "the source changed while it was read"))?;
+    let (meta, hashes) =
+        made.ok_or_else(|| Failure::new(4, "source-changed", "the source changed while it was read"))?;
     Ok((meta, hashes, files))
 }
 
@@ -275,7 +281,8 @@ async fn get(args: GetArgs) -> Result<(), Failure> {
     let at_fault = |e: storage::overlay::client::Error| Failure::new(3, e.code(), chain(&e));
     let controller = Controller::new(&args.url, args.listen.ip()).map_err(at_fault)?;
     let meta = Arc::new(controller.metainfo().await.map_err(at_fault)?);
-    let on_disk = |e: storage::overlay::store::Error| Failure::new(4, e.code(), format!("{e}: {}; {}", e.source, e.hint()));
+    let on_disk =
+        |e: storage::overlay::store::Error| Failure::new(4, e.code(), format!("{e}: {}; {}", e.source, e.hint()));
     let (store, have) = Store::open(&args.dir, &meta).map_err(on_disk)?;
     let resumed = have.count();
     let node = seed();
@@ -320,7 +327,10 @@ async fn fill_and_seed(peer: &Peer, meta: &Metainfo, args: &GetArgs, started: In
         if progress.groups_held > last_growth.1 {
             last_growth = (Instant::now(), progress.groups_held);
         } else if last_growth.0.elapsed() > args.patience {
-            return (Err(Failure::new(5, "stalled", "no byte came; is the controller there? What arrived is kept")), None);
+            return (
+                Err(Failure::new(5, "stalled", "no byte came; is the controller there? What arrived is kept")),
+                None,
+            );
         }
         bar.set_position(progress.bytes_held);
         if args.json && told.elapsed() >= Duration::from_secs(1) {
@@ -421,7 +431,11 @@ pub fn parse_rate(text: &str) -> Result<Rate, String> {
         unit => return Err(format!("unknown unit {unit:?}: use k, MB, GB, mbit or gbit")),
     };
     let rate = number * factor;
-    if rate >= 1.0 { Ok(Rate(Some(rate as u64))) } else { Err("a rate of nothing fetches nothing; use `none` for no limit".into()) }
+    if rate >= 1.0 {
+        Ok(Rate(Some(rate as u64)))
+    } else {
+        Err("a rate of nothing fetches nothing; use `none` for no limit".into())
+    }
 }
 
 /// `30s`, `5m`, `2h`, `500ms`, or plain seconds.

@@ -161,7 +161,12 @@ async fn greet(meta: &Metainfo, stream: &mut TcpStream, token: &str, node: u64) 
     stream.write_all(&out).await
 }
 
-async fn lie(meta: &Metainfo, mut stream: TcpStream, node: u64, answer: &impl Fn(u32) -> Option<Vec<u8>>) -> std::io::Result<()> {
+async fn lie(
+    meta: &Metainfo,
+    mut stream: TcpStream,
+    node: u64,
+    answer: &impl Fn(u32) -> Option<Vec<u8>>,
+) -> std::io::Result<()> {
     greet(meta, &mut stream, &meta.token, node).await?;
     let mut out = bytes::BytesMut::new();
     wire::encode(&Message::Ours(Ours::Have((0..meta.layout.groups()).collect())), &mut out);
@@ -213,7 +218,9 @@ async fn strangers_floods_and_oversized_messages_are_cut_off_while_the_load_goes
     let meta = node.meta.clone();
     let ends = async |stream: &mut TcpStream| {
         let mut sink = vec![0; 1 << 16];
-        tokio::time::timeout(LIMIT, async { while !matches!(stream.read(&mut sink).await, Ok(0) | Err(_)) {} }).await.unwrap();
+        tokio::time::timeout(LIMIT, async { while !matches!(stream.read(&mut sink).await, Ok(0) | Err(_)) {} })
+            .await
+            .unwrap();
     };
     let dial = || TcpStream::connect(node.peer.address);
     // Another swarm's hash; another swarm's token; an ordinary client that nobody announced.
@@ -224,7 +231,10 @@ async fn strangers_floods_and_oversized_messages_are_cut_off_while_the_load_goes
     greet(&meta, &mut stream, "another", 5).await.unwrap();
     ends(&mut stream).await;
     let mut stream = dial().await.unwrap();
-    stream.write_all(&Handshake { info_hash: meta.info_hash, peer_id: [1; 20], extended: false }.encode()).await.unwrap();
+    stream
+        .write_all(&Handshake { info_hash: meta.info_hash, peer_id: [1; 20], extended: false }.encode())
+        .await
+        .unwrap();
     ends(&mut stream).await;
     // A member that announces a message of 2 GB, and one that leases as if it were the origin.
     for bad in [&[0x80, 0, 0, 0, 20, 1][..], &[0, 0, 0, 11, 20, 1, 4, 0, 0, 0, 0, 0, 0, 0, 9]] {
@@ -254,7 +264,9 @@ async fn a_foreign_token_and_a_forged_report_are_refused_by_the_controller() {
     );
     let parse = |text: &str| serde_json::from_str(text).unwrap();
     assert_eq!(controller.announce(&parse(&good)).await.unwrap().role, "relay");
-    for (from, to) in [("secret", "other"), (r#""port":9"#, r#""port":0"#), (r#""port":9"#, r#""port":9,"have":"ffffffff""#)] {
+    for (from, to) in
+        [("secret", "other"), (r#""port":9"#, r#""port":0"#), (r#""port":9"#, r#""port":9,"have":"ffffffff""#)]
+    {
         let refused = controller.announce(&parse(&good.replace(from, to))).await.unwrap_err();
         assert_eq!(refused.code(), "controller-refused", "{to}");
     }
@@ -290,15 +302,13 @@ s = lt.session({'listen_interfaces': '127.0.6.3:0', 'outgoing_interfaces': '127.
   'enable_upnp': False, 'enable_natpmp': False, 'allow_multiple_connections_per_ip': True})
 h = s.add_torrent({'ti': lt.torrent_info(sys.argv[1]), 'save_path': sys.argv[2]})
 time.sleep(120)";
-    let _libtorrent =
-        quiet(Command::new("/usr/bin/python3").args(["-c", script]).args([&torrent, &libtorrent]));
+    let _libtorrent = quiet(Command::new("/usr/bin/python3").args(["-c", script]).args([&torrent, &libtorrent]));
     let transmission = place("transmission");
     let settings = r#"{"bind-address-ipv4": "127.0.6.4", "dht-enabled": false, "lpd-enabled": false, "pex-enabled": false,
         "port-forwarding-enabled": false, "utp-enabled": false, "peer-port-random-on-start": true, "rpc-enabled": false}"#;
     std::fs::write(transmission.join("settings.json"), settings).unwrap();
-    let _transmission = quiet(
-        Command::new("transmission-cli").arg("-g").arg(&transmission).arg("-w").arg(&transmission).arg(&torrent),
-    );
+    let _transmission =
+        quiet(Command::new("transmission-cli").arg("-g").arg(&transmission).arg("-w").arg(&transmission).arg(&torrent));
     let ours = [
         Node::join(&served, dir.path(), "127.0.6.11", 11).await,
         Node::join(&served, dir.path(), "127.0.6.12", 12).await,

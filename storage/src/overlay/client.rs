@@ -60,7 +60,11 @@ impl Controller {
         let url = parsed.ok_or_else(|| Error::Url(url.to_owned()))?;
         // reqwest is built without a TLS provider; one that is installed already stays.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let http = reqwest::Client::builder().timeout(TIMEOUT).no_proxy().local_address(Some(from).filter(|ip| !ip.is_unspecified())).build();
+        let http = reqwest::Client::builder()
+            .timeout(TIMEOUT)
+            .no_proxy()
+            .local_address(Some(from).filter(|ip| !ip.is_unspecified()))
+            .build();
         Ok(Self { http: http.map_err(|source| Error::Http { url: url.to_string(), source })?, url })
     }
 

@@ -1,0 +1,14 @@
+//! The overlay's own testbed commands by themselves: `simulate` (and `bench`).
+
+use clap::Parser;
+
+#[derive(Parser)]
+enum Cli {
+    Simulate(testbed::simulate::SimulateArgs),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Cli::parse() {
+        Cli::Simulate(args) => testbed::simulate::run(&args),
+    }
+}
