@@ -464,7 +464,7 @@ impl Policy {
         {
             self.sending = self.sending.saturating_sub(1);
             self.slots.done += 1;
-            self.slots.turn(now);
+            self.slots.turn(now, self.lease_ms);
         }
     }
 
@@ -582,7 +582,7 @@ impl Policy {
         let late: Vec<_> =
             self.out.iter().filter(|(_, l)| now.saturating_sub(l.since) > patience).map(|(key, _)| *key).collect();
         late.into_iter().for_each(|(id, piece)| self.release(id, piece));
-        self.slots.turn(now);
+        self.slots.turn(now, self.lease_ms);
         if self.meshed {
             self.move_edges();
         }
@@ -655,10 +655,13 @@ pub fn relays(nodes: u32) -> u32 {
 
 impl Slots {
     const WINDOW_MS: Millis = 400;
+    /// A window spans several leases, so that slots just added have had time to bring something.
+    const WINDOW_LEASES: f64 = 2.0;
 
-    fn turn(&mut self, now: Millis) {
+    fn turn(&mut self, now: Millis, lease_ms: f64) {
         let span = now.saturating_sub(self.window_start);
-        if span < Self::WINDOW_MS || self.done < self.now {
+        let window = Self::WINDOW_MS.max((lease_ms * Self::WINDOW_LEASES) as Millis);
+        if span < window || self.done < self.now {
             return;
         }
         let goodput = f64::from(self.done) / span as f64;
