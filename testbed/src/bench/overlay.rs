@@ -367,14 +367,14 @@ impl Net {
         let net = Self { tag: format!("ovb{}x", std::process::id()), hosts: args.hosts };
         let root = net.name("root");
         ip(&["netns", "add", &root])?;
-        ip(&["-n", &root, "link", "add", "br", "type", "bridge"])?;
-        ip(&["-n", &root, "addr", "add", &format!("{}/16", Self::TRACKER), "dev", "br"])?;
-        ip(&["-n", &root, "link", "set", "br", "up"])?;
+        ip(&["-n", &root, "link", "add", "name", "br0", "type", "bridge"])?;
+        ip(&["-n", &root, "addr", "add", &format!("{}/16", Self::TRACKER), "dev", "br0"])?;
+        ip(&["-n", &root, "link", "set", "br0", "up"])?;
         for host in 0..=args.hosts {
             let (name, port) = (net.name(host), format!("p{host}"));
             ip(&["netns", "add", &name])?;
             ip(&["-n", &root, "link", "add", &port, "type", "veth", "peer", "name", "e0", "netns", &name])?;
-            ip(&["-n", &root, "link", "set", &port, "master", "br", "up"])?;
+            ip(&["-n", &root, "link", "set", &port, "master", "br0", "up"])?;
             ip(&["-n", &name, "addr", "add", &format!("{}/16", Self::address(host)), "dev", "e0"])?;
             ip(&["-n", &name, "link", "set", "e0", "up"])?;
             ip(&["-n", &name, "link", "set", "lo", "up"])?;
