@@ -8,3 +8,5 @@ pub mod process;
 pub mod prosody;
 pub mod s3;
 pub mod world;
+pub mod bench;
+pub mod simulate;
