@@ -174,6 +174,7 @@ impl Contractor {
             } else if silence >= patience {
                 self.drop_unfinished(cx, &id, |_| true, "home is silent");
             }
+            self.close_if_done(cx, &id, "done");
         }
     }
 

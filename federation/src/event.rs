@@ -274,3 +274,14 @@ pub enum Mark {
     /// It sends more than can be right.
     Flooding,
 }
+
+impl Mark {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Suspect => "suspect",
+            Self::BlackHole => "black-hole",
+            Self::Dishonest => "dishonest",
+            Self::Flooding => "flooding",
+        }
+    }
+}

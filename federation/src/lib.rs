@@ -12,9 +12,11 @@ mod cx;
 pub mod domain;
 pub mod event;
 pub mod id;
-
+pub mod job;
 pub mod message;
 pub mod plan;
 mod post;
 pub mod timers;
 pub mod view;
+#[cfg(feature = "xmpp")]
+pub mod xmpp;

@@ -124,7 +124,7 @@ pub struct StoreError {
 }
 
 impl StoreError {
-    pub(crate) fn new(reason: Reason, doing: &'static str, object: impl ToString, detail: impl ToString) -> Self {
+    pub fn new(reason: Reason, doing: &'static str, object: impl ToString, detail: impl ToString) -> Self {
         Self { reason, doing, object: object.to_string(), detail: detail.to_string(), retry_after: None }
     }
 

@@ -65,20 +65,24 @@ pub struct FetchStats {
 #[derive(Clone, Debug)]
 pub struct Fetcher {
     client: Client,
+    /// Without a read timeout: the client's clock would run while a body is still being sent.
+    uploads: Client,
     options: FetchOptions,
 }
+
+/// An upload slower than this many bytes a second, over all, has failed.
+const UPLOAD_RATE_MIN: u64 = 16 << 10;
 
 impl Fetcher {
     pub fn new(options: FetchOptions) -> Result<Self, FetchError> {
         // A second installation is refused and harmless: the first was ring, too.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let client = Client::builder()
-            .connect_timeout(Duration::from_millis(options.connect_timeout_ms))
-            .read_timeout(Duration::from_millis(options.read_timeout_ms))
-            .redirect(reqwest::redirect::Policy::none())
-            .build()
-            .map_err(|error| FetchError::new(Reason::BadInput, "configure", "fetcher", error.without_url()))?;
-        Ok(Self { client, options })
+        let connect_timeout = Duration::from_millis(options.connect_timeout_ms);
+        let common = || Client::builder().connect_timeout(connect_timeout).redirect(reqwest::redirect::Policy::none());
+        let bad =
+            |error: reqwest::Error| FetchError::new(Reason::BadInput, "configure", "fetcher", error.without_url());
+        let client = common().read_timeout(Duration::from_millis(options.read_timeout_ms)).build().map_err(bad)?;
+        Ok(Self { client, uploads: common().build().map_err(bad)?, options })
     }
 
     /// A whole object, which must not be larger than `bytes_max`.
@@ -133,8 +137,10 @@ impl Fetcher {
         let body = &body;
         let put = || async move {
             let (size, body) = body().await?;
-            let request =
-                self.client.put(url).header(header::CONTENT_TYPE, content_type).header(header::CONTENT_LENGTH, size);
+            let timeout =
+                Duration::from_millis(self.options.read_timeout_ms) + Duration::from_secs(size / UPLOAD_RATE_MIN);
+            let request = self.uploads.put(url).timeout(timeout);
+            let request = request.header(header::CONTENT_TYPE, content_type).header(header::CONTENT_LENGTH, size);
             let sent = request.body(body).send().await.map_err(|error| lost(error, "put", url))?;
             checked(sent, "put", url, true).map(drop)
         };

@@ -19,6 +19,8 @@ pub mod rng;
 pub mod wire;
 
 #[cfg(feature = "overlay")]
+pub mod client;
+#[cfg(feature = "overlay")]
 pub mod peer;
 #[cfg(feature = "overlay")]
 pub mod store;

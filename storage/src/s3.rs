@@ -20,7 +20,7 @@ use aws_sdk_s3::{
     Client,
     config::{
         BehaviorVersion, Credentials, Region, RequestChecksumCalculation, ResponseChecksumValidation,
-        SharedCredentialsProvider, retry::RetryConfig, timeout::TimeoutConfig,
+        SharedCredentialsProvider, SharedHttpClient, retry::RetryConfig, timeout::TimeoutConfig,
     },
     presigning::PresigningConfig,
     primitives::ByteStream,
@@ -84,9 +84,9 @@ impl Store {
             .build_https();
         let mut sdk = aws_sdk_s3::Config::builder()
             .behavior_version(BehaviorVersion::latest())
-            .http_client(http)
+            .http_client(http.clone())
             .region(Region::new(config.region.clone()))
-            .credentials_provider(credentials(config).await?)
+            .credentials_provider(credentials(config, &http).await?)
             .force_path_style(config.path_style)
             .retry_config(RetryConfig::disabled())
             .timeout_config(
@@ -104,6 +104,11 @@ impl Store {
         let presigner = Client::from_conf(bare);
         let client = if config.checksums_when_required { presigner.clone() } else { Client::from_conf(sdk.build()) };
         Ok(Self { client, presigner, retry: config.retry, retries: Arc::default() })
+    }
+
+    /// The SDK's own client with these settings, for verbs that the product does not use. It repeats nothing.
+    pub fn sdk(&self) -> &Client {
+        &self.client
     }
 
     /// Repeated requests since `connect`, of all clones.
@@ -174,7 +179,8 @@ impl Store {
         .await
     }
 
-    /// Writes the object and returns its ETag. With `only_if_absent` exactly one of several writers gets no `exists`, also when
+    /// Writes the object, which must be sent and answered within the read timeout (files go through `presign_put` and `Fetcher::put`),
+    /// and returns its ETag. With `only_if_absent` exactly one of several writers gets no `exists`, also when
     /// answers are lost and the request repeated.
     pub async fn put(&self, path: &ObjectPath, body: Bytes, options: PutOptions) -> Result<String, StoreError> {
         let token = options.only_if_absent.then(|| format!("{:032x}", fastrand::u128(..)));
@@ -270,10 +276,10 @@ impl Store {
     }
 }
 
-async fn credentials(config: &S3Config) -> Result<SharedCredentialsProvider, StoreError> {
+async fn credentials(config: &S3Config, http: &SharedHttpClient) -> Result<SharedCredentialsProvider, StoreError> {
     let bad = |why: &dyn ToString| StoreError::new(Reason::BadInput, "configure", "s3", why.to_string());
     let Some(access_key) = &config.access_key else {
-        let found = aws_config::load_defaults(BehaviorVersion::latest()).await;
+        let found = aws_config::defaults(BehaviorVersion::latest()).http_client(http.clone()).load().await;
         return found.credentials_provider().ok_or_else(|| bad(&"no access_key, and none in the AWS environment"));
     };
     let secret = match (&config.secret_key, &config.secret_key_file) {

@@ -109,7 +109,7 @@ impl Broker {
         let renew_ms = lease.renew_ms;
         cx.record(Event::Confirmed { at: cx.now, lease: id.clone() });
         if let Some(watch) = self.watch.get_mut(id) {
-            watch.next = cx.now.plus(renew_ms);
+            (watch.asked, watch.next) = (false, cx.now.plus(renew_ms));
         }
     }
 

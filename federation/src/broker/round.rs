@@ -21,6 +21,9 @@ pub(super) struct Round {
     waiting: BTreeSet<DomainId>,
     bids: BTreeMap<DomainId, Held>,
     pub planned: bool,
+    /// Refusals because the budget is too small, and for any other reason.
+    dear: u32,
+    unable: u32,
 }
 
 /// A bid, and until when its hold lasts by this domain's clock.
@@ -76,7 +79,16 @@ impl Broker {
         };
         self.round_count += 1;
         let (id, waiting) = (self.round_count, nominees.iter().cloned().collect());
-        let round = Round { id, called_at: cx.now, close_at, waiting, bids: BTreeMap::new(), planned: false };
+        let round = Round {
+            id,
+            called_at: cx.now,
+            close_at,
+            waiting,
+            bids: BTreeMap::new(),
+            planned: false,
+            dear: 0,
+            unable: 0,
+        };
         self.rounds.insert(job.clone(), round);
         // A sale is tried once.
         if record.terms.parent.is_some() {
@@ -139,6 +151,11 @@ impl Broker {
             return;
         };
         open.waiting.remove(from);
+        match &offer {
+            Offer::Refused(reason) if reason == "price" => open.dear += 1,
+            Offer::Refused(_) => open.unable += 1,
+            Offer::Bid(_) => {}
+        }
         if let Some((sent_at, bid)) = held {
             // Measured by the bidder's clock alone, counted from when it was asked.
             let until = open.called_at.plus(bid.hold_until.since(sent_at));
@@ -170,9 +187,9 @@ impl Broker {
             round.bids.iter().filter(|(d, h)| usable(d, h)).map(|(d, h)| (d.clone(), h.bid.clone())).collect();
         let open: Vec<_> = record.open_parts().take(CALL_MAX).collect();
         let budget_left = record.terms.budget.map(|b| b - cx.book.spend(record));
-        let poor = !open.is_empty()
-            && !bids.is_empty()
-            && bids.values().all(|b| budget_left.is_some_and(|left| b.price > left));
+        let too_dear = bids.values().filter(|b| budget_left.is_some_and(|left| b.price > left)).count();
+        let poor =
+            too_dear == bids.len() && too_dear + round.dear as usize > 0 && round.unable == 0 && !open.is_empty();
         let shares = plan::assign(&open, &bids, budget_left);
         for (domain, parts) in shares {
             if let Some(held) = round.bids.remove(&domain) {

@@ -13,7 +13,7 @@ use super::part::{AudioWork, Clip, RenditionOutput, VideoWork};
 pub fn timescale(clip: &Clip) -> u32 {
     const USUAL: u64 = 90_000;
     let (num, den) = (u64::from(clip.rate.num.max(1)), u64::from(clip.rate.den));
-    if !clip.constant || (USUAL * den) % num == 0 {
+    if !clip.constant || (USUAL * den).is_multiple_of(num) {
         return USUAL as u32;
     }
     let times = 10_000u64.div_ceil(num);
@@ -88,6 +88,11 @@ pub fn audio_copy_args(work: &VideoWork, input: &Path, output: &Path) -> Option<
     if cut.format == "mp3" {
         args.extend(words("-id3v2_version 0 -write_xing 0"));
     }
+    if cut.format == "matroska" {
+        // Live files may be joined. Their times are not used, but must not lie before 0, where an Opus encoder's first
+        // packets are.
+        args.extend(words("-live 1 -output_ts_offset 10"));
+    }
     args.extend(["-f".into(), cut.format.clone(), local(output)]);
     Some(args)
 }
@@ -111,10 +116,11 @@ pub fn audio_encode_args(work: &AudioWork, joined: &Path, output: &Path) -> Vec<
     args
 }
 
-/// The demuxer is named, and nothing but a plain file may be opened: a film cannot make ffmpeg follow a playlist.
+/// `format` names a muxer or demuxer (they differ for ADTS). The demuxer is named, and nothing but a plain file may be opened: a film cannot make ffmpeg follow a playlist.
 fn source(format: &str, input: &Path) -> Vec<String> {
+    let demuxer = if format == "adts" { "aac" } else { format };
     let mut args = words("-protocol_whitelist file -f");
-    args.extend([format.into(), "-i".into(), local(input)]);
+    args.extend([demuxer.into(), "-i".into(), local(input)]);
     args
 }
 

@@ -1,6 +1,7 @@
 //! What ffmpeg made: a self-initialising fragmented MP4, read box by box. Guests check their work with it before they report
 //! it, home writes playlists from it.
 
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::error::FilmError;
@@ -48,7 +49,7 @@ impl FragmentError {
 }
 
 /// One object, read.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Inspection {
     pub summary: FragmentSummary,
     /// In order, without a gap in time.
@@ -56,7 +57,7 @@ pub struct Inspection {
 }
 
 /// A `moof` with its `mdat`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fragment {
     pub range: ByteRange,
     /// In units of the summary's timescale.

@@ -40,7 +40,6 @@ struct Top {
 #[derive(Debug, Default)]
 pub struct Walk {
     tops: Vec<Top>,
-    fragmented: bool,
     hinted: bool,
 }
 
@@ -122,7 +121,7 @@ impl Walk {
         &mut self,
         bytes: &Sparse,
         video: &mut Track,
-        mut audio: Option<&mut Track>,
+        audio: Option<&mut Track>,
         options: &PlanOptions,
     ) -> Result<(), Halt> {
         if !self.hinted {
@@ -134,20 +133,19 @@ impl Walk {
         }
         while self.end() < bytes.size() {
             self.advance(bytes, FRAGMENT_BYTES)?;
-            if let Some(top) = self.tops.last().filter(|top| &top.kind == b"moof") {
-                if let Err(halt) = load(bytes, top, MOOF_BYTES_MAX) {
-                    self.tops.pop();
-                    return Err(halt);
-                }
+            if let Some(top) = self.tops.last().filter(|top| &top.kind == b"moof")
+                && let Err(halt) = load(bytes, top, MOOF_BYTES_MAX)
+            {
+                self.tops.pop();
+                return Err(halt);
             }
         }
         let mut tracks: Vec<&mut Track> = Vec::from([video]);
-        tracks.extend(audio.as_mut().map(|audio| &mut **audio));
+        tracks.extend(audio);
         for top in self.tops.iter().filter(|top| &top.kind == b"moof") {
             let moof = Box::top(load(bytes, top, MOOF_BYTES_MAX)?)?;
             moof::append(&moof, top.at, &mut tracks, options.samples_max)?;
         }
-        self.fragmented = true;
         Ok(())
     }
 }
@@ -173,10 +171,10 @@ fn hints(bytes: &Sparse, tops: &[Top]) -> Result<Vec<ByteRange>, Halt> {
     let mfro = boxes::Cursor(bytes.get(tail, bytes.size() - tail, 0)?);
     if let Some(mfra) = mfra_start(mfro, bytes.size()) {
         let length = bytes.size() - mfra;
-        if length <= MOOF_BYTES_MAX {
-            if let Ok(whole) = Box::top(bytes.get(mfra, length, length)?) {
-                places = tfra_places(&whole).unwrap_or_default();
-            }
+        if length <= MOOF_BYTES_MAX
+            && let Ok(whole) = Box::top(bytes.get(mfra, length, length)?)
+        {
+            places = tfra_places(&whole).unwrap_or_default();
         }
     }
     if places.is_empty() {
@@ -203,20 +201,17 @@ fn mfra_start(mut mfro: boxes::Cursor, size: u64) -> Option<u64> {
 }
 
 fn tfra_places(mfra: &Box) -> Option<Vec<u64>> {
+    let tfra = mfra.child(b"tfra").ok()??;
+    let mut c = tfra.cursor();
+    let (version, _) = c.version_flags()?;
+    c.u32()?; // track
+    let widths = c.u32()?;
+    let numbers = [4, 2, 0].map(|shift| ((widths >> shift & 3) + 1) as usize).iter().sum();
     let mut places = Vec::new();
-    for tfra in mfra.boxes() {
-        let tfra = tfra.ok().filter(|tfra| &tfra.kind == b"tfra")?;
-        let mut c = tfra.cursor();
-        let (version, _) = c.version_flags()?;
-        c.u32()?; // track
-        let widths = c.u32()?;
-        let numbers = [4, 2, 0].map(|shift| ((widths >> shift & 3) + 1) as usize).iter().sum();
-        for _ in 0..c.u32()? {
-            c.sized(version == 1)?;
-            places.push(c.sized(version == 1)?);
-            c.take(numbers)?;
-        }
-        break;
+    for _ in 0..c.u32()? {
+        c.sized(version == 1)?;
+        places.push(c.sized(version == 1)?);
+        c.take(numbers)?;
     }
     Some(places)
 }

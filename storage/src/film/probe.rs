@@ -19,7 +19,6 @@ pub struct Probe {
     bytes: Sparse,
     supplied: u64,
     mp4: mp4::Walk,
-    ts: ts::Scan,
     failed: Option<FilmError>,
 }
 
@@ -34,14 +33,7 @@ pub enum Step {
 impl Probe {
     /// `size` is the object's length in bytes.
     pub fn new(size: u64, options: PlanOptions) -> Probe {
-        Probe {
-            options,
-            bytes: Sparse::new(size),
-            supplied: 0,
-            mp4: mp4::Walk::default(),
-            ts: ts::Scan::default(),
-            failed: None,
-        }
+        Probe { options, bytes: Sparse::new(size), supplied: 0, mp4: mp4::Walk::default(), failed: None }
     }
 
     /// Errors are final: stepping on gives the same.
@@ -89,7 +81,7 @@ impl Probe {
         if mkv::sniff(head) {
             mkv::read(&self.bytes, &self.options)
         } else if ts::sniff(head) {
-            self.ts.read(&self.bytes, &self.options)
+            ts::read(&self.bytes, &self.options)
         } else if mp4::sniff(head) {
             self.mp4.read(&self.bytes, &self.options)
         } else {

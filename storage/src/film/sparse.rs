@@ -92,11 +92,11 @@ mod tests {
     #[test]
     fn runs_that_touch_or_overlap_become_one() {
         let mut sparse = Sparse::new(100);
-        sparse.insert(10, vec![1; 10]);
-        sparse.insert(30, vec![3; 10]);
-        sparse.insert(15, vec![2; 20]);
+        sparse.insert(10, (10..20).collect());
+        sparse.insert(30, (30..40).collect());
+        sparse.insert(15, (15..35).collect());
         assert_eq!(sparse.runs.len(), 1);
-        assert_eq!(sparse.get(10, 30, 0).unwrap(), [vec![1; 10], vec![2; 10], vec![3; 10]].concat());
+        assert_eq!(sparse.get(10, 30, 0).unwrap(), (10..40).collect::<Vec<u8>>());
     }
 
     #[test]

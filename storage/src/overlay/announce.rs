@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use serde::{Deserialize, Serialize};
 
 use super::bencode::Value;
-use super::bits::{Bits, hex, unhex};
+use super::bits::{Bits, unhex};
 use super::metainfo::InfoHash;
 use super::policy::{Demand, Report};
 
@@ -80,7 +80,11 @@ impl Query {
 
     /// The node's identity for the policy, from the client's own.
     pub fn node(&self) -> u64 {
-        let digest = blake3::hash(&self.peer_id);
+        Self::node_of(&self.peer_id)
+    }
+
+    pub fn node_of(peer_id: &[u8; 20]) -> u64 {
+        let digest = blake3::hash(peer_id);
         digest.as_bytes().first_chunk().map_or(0, |b| u64::from_be_bytes(*b))
     }
 }
@@ -180,10 +184,6 @@ impl PeerReport {
 
     pub fn info_hash(&self) -> Option<InfoHash> {
         unhex(&self.info_hash)?.try_into().ok()
-    }
-
-    pub fn set_info_hash(hash: &InfoHash) -> String {
-        hex(hash)
     }
 
     /// For the policy, of a dataset of `pieces`. A bitfield of another length is a lie and refused.

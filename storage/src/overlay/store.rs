@@ -1,1 +1,241 @@
+//! The dataset on a node's disk: a hidden staging directory until whole, then its final name.
+//!
+//! `DIR/.NAME.starling/data/NAME` takes the verified groups, `DIR/.NAME.starling/have` says which ones are there, so that a
+//! restart reads no good byte again. The have file is written after the data was flushed; it never claims too much.
 
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use super::bits::Bits;
+use super::metainfo::Metainfo;
+
+#[derive(Debug, thiserror::Error)]
+#[error("{what} {}", path.display())]
+pub struct Error {
+    pub what: &'static str,
+    pub path: PathBuf,
+    pub source: io::Error,
+}
+
+impl Error {
+    pub fn code(&self) -> &'static str {
+        match self.source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "disk-full",
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => "permission-denied",
+            io::ErrorKind::NotFound => "directory-vanished",
+            io::ErrorKind::AlreadyExists => "already-there",
+            _ => "disk-error",
+        }
+    }
+
+    pub fn hint(&self) -> &'static str {
+        match self.code() {
+            "disk-full" => "free space or choose another --dir; what has arrived is kept and the next run goes on from it",
+            "permission-denied" => "make the directory writable for this user",
+            "already-there" => "move the existing file away, or choose another --dir",
+            _ => "see the cause below; the next run goes on from what is on disk",
+        }
+    }
+}
+
+/// Files laid end to end, read and written by position in the whole.
+#[derive(Debug)]
+pub struct Files {
+    files: Vec<(Range<u64>, PathBuf, File)>,
+}
+
+impl Files {
+    /// No files at all.
+    pub(super) fn none() -> Self {
+        Self { files: Vec::new() }
+    }
+
+    /// Opens a dataset for reading: `path` is the file, or the directory that holds the files.
+    pub fn open(path: &Path, meta_files: &[super::metainfo::File]) -> Result<Self, Error> {
+        Self::each(path, meta_files, &OpenOptions::new().read(true), false)
+    }
+
+    fn each(
+        root: &Path, list: &[super::metainfo::File], options: &OpenOptions, create: bool,
+    ) -> Result<Self, Error> {
+        let mut at = 0;
+        let mut files = Vec::with_capacity(list.len());
+        for file in list {
+            let path = file.path.iter().fold(root.to_owned(), |path, part| path.join(part));
+            let fail = |what| {
+                let path = path.clone();
+                move |source| Error { what, path, source }
+            };
+            if let Some(parent) = path.parent().filter(|_| create) {
+                fs::create_dir_all(parent).map_err(fail("creating the directory of"))?;
+            }
+            let opened = options.open(&path).map_err(fail("opening"))?;
+            if create {
+                opened.set_len(file.len).map_err(fail("sizing"))?;
+            }
+            files.push((at..at + file.len, path, opened));
+            at += file.len;
+        }
+        Ok(Self { files })
+    }
+
+    /// The files that `bytes` touches, with what part of each.
+    fn spans(&self, bytes: Range<u64>) -> impl Iterator<Item = (&PathBuf, &File, u64, Range<usize>)> {
+        let first = self.files.partition_point(|(range, ..)| range.end <= bytes.start);
+        let touched = self.files[first..].iter().take_while(move |(range, ..)| range.start < bytes.end);
+        let from = bytes.start;
+        touched.filter(|(range, ..)| !range.is_empty()).map(move |(range, path, file)| {
+            let (start, end) = (range.start.max(from), range.end.min(bytes.end));
+            (path, file, start - range.start, (start - from) as usize..(end - from) as usize)
+        })
+    }
+
+    pub fn read(&self, bytes: Range<u64>) -> Result<Vec<u8>, Error> {
+        let mut out = vec![0; (bytes.end - bytes.start) as usize];
+        for (path, file, at, part) in self.spans(bytes) {
+            let done = file.read_exact_at(&mut out[part], at);
+            done.map_err(|source| Error { what: "reading", path: path.clone(), source })?;
+        }
+        Ok(out)
+    }
+
+    pub fn write(&self, at: u64, data: &[u8]) -> Result<(), Error> {
+        for (path, file, offset, part) in self.spans(at..at + data.len() as u64) {
+            let done = file.write_all_at(&data[part], offset);
+            done.map_err(|source| Error { what: "writing", path: path.clone(), source })?;
+        }
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<(), Error> {
+        let sync = |(_, path, file): &(_, PathBuf, File)| {
+            file.sync_data().map_err(|source| Error { what: "flushing", path: path.clone(), source })
+        };
+        self.files.iter().try_for_each(sync)
+    }
+}
+
+/// A dataset being filled.
+#[derive(Debug)]
+pub struct Store {
+    pub files: Files,
+    staging: PathBuf,
+    target: PathBuf,
+    data: PathBuf,
+    head: [u8; 20],
+}
+
+impl Store {
+    /// Opens or creates the staging directory; answers what is there already.
+    pub fn open(dir: &Path, meta: &Metainfo) -> Result<(Self, Bits), Error> {
+        let target = dir.join(&meta.name);
+        if target.exists() {
+            let source = io::ErrorKind::AlreadyExists.into();
+            return Err(Error { what: "will not replace", path: target, source });
+        }
+        let staging = dir.join(format!(".{}.starling", meta.name));
+        let data = staging.join("data");
+        let mut have = Bits::new(meta.layout.groups());
+        match fs::read(staging.join("have")) {
+            Ok(saved) => {
+                let (head, bits) = saved.split_at(saved.len().min(20));
+                match Bits::from_wire(meta.layout.groups(), bits).filter(|_| head == meta.info_hash) {
+                    Some(bits) => have = bits,
+                    // Another version of the dataset, or a torn file: nothing of it can be trusted.
+                    None => wipe(&staging)?,
+                }
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => wipe(&staging)?,
+            Err(source) => return Err(Error { what: "reading the state in", path: staging, source }),
+        }
+        let root = data.join(&meta.name);
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false);
+        let files = Files::each(&root, &meta.files, &options, true)?;
+        Ok((Self { files, staging, target, data: root, head: meta.info_hash }, have))
+    }
+
+    /// Flushes the data, then says on disk what is there.
+    pub fn save(&self, files: &Files, have: &Bits) -> Result<(), Error> {
+        files.sync()?;
+        let fail = |source| Error { what: "saving the state in", path: self.staging.clone(), source };
+        let next = self.staging.join("have.next");
+        let content = [&self.head[..], &have.to_wire()].concat();
+        fs::write(&next, content).and_then(|()| fs::rename(&next, self.staging.join("have"))).map_err(fail)
+    }
+
+    /// Gives the whole dataset its final name; open files stay readable.
+    pub fn finish(&self, files: &Files) -> Result<PathBuf, Error> {
+        files.sync()?;
+        let fail = |source| Error { what: "giving the final name to", path: self.target.clone(), source };
+        fs::rename(&self.data, &self.target).map_err(fail)?;
+        // Only our own bookkeeping is left there; failing to remove it harms nothing.
+        let _ = fs::remove_dir_all(&self.staging);
+        Ok(self.target.clone())
+    }
+}
+
+fn wipe(staging: &Path) -> Result<(), Error> {
+    match fs::remove_dir_all(staging) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(Error { what: "clearing", path: staging.to_owned(), source })
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::overlay::layout::Layout;
+    use crate::overlay::metainfo::{File as Entry, Maker};
+
+    fn meta(data: &[u8], files: Vec<Entry>) -> Metainfo {
+        let mut maker = Maker::new(Layout::for_total(data.len() as u64).unwrap());
+        maker.update(data);
+        maker.finish("set", files, "t").unwrap().0
+    }
+
+    #[test]
+    fn bytes_cross_file_borders_and_survive_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let data: Vec<u8> = (0..200_000u32).map(|i| (i % 253) as u8).collect();
+        let entry = |name: &str, len| Entry { path: vec!["d".into(), name.into()], len };
+        let meta = meta(&data, vec![entry("a", 70_000), entry("empty", 0), entry("b", 130_000)]);
+        let (store, mut have) = Store::open(dir.path(), &meta).unwrap();
+        store.files.write(65_536, &data[65_536..131_072]).unwrap();
+        have.set(1);
+        store.save(&store.files, &have).unwrap();
+        drop(store);
+        let (store, again) = Store::open(dir.path(), &meta).unwrap();
+        assert_eq!(again, have);
+        assert_eq!(store.files.read(65_536..131_072).unwrap(), data[65_536..131_072]);
+        assert!(!dir.path().join("set").exists());
+        store.files.write(0, &data).unwrap();
+        store.finish(&store.files).unwrap();
+        assert_eq!(fs::read(dir.path().join("set/d/b")).unwrap(), data[70_000..]);
+        assert_eq!(Store::open(dir.path(), &meta).unwrap_err().code(), "already-there");
+    }
+
+    #[test]
+    fn state_of_another_dataset_is_not_believed() {
+        let dir = tempfile::tempdir().unwrap();
+        let whole = |len| vec![Entry { path: vec![], len }];
+        let (store, mut have) = Store::open(dir.path(), &meta(&[1; 70_000], whole(70_000))).unwrap();
+        have.set(0);
+        store.save(&store.files, &have).unwrap();
+        let (_, have) = Store::open(dir.path(), &meta(&[2; 70_000], whole(70_000))).unwrap();
+        assert!(have.is_empty());
+    }
+
+    #[test]
+    fn a_vanished_directory_is_said_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, have) = Store::open(dir.path(), &meta(&[1; 9], vec![Entry { path: vec![], len: 9 }])).unwrap();
+        fs::remove_dir_all(dir.path()).unwrap();
+        assert_eq!(store.save(&store.files, &have).unwrap_err().code(), "directory-vanished");
+    }
+}

@@ -63,6 +63,8 @@ pub struct Hello {
     pub ours: bool,
     pub token: String,
     pub node: u64,
+    /// Where the sender listens.
+    pub port: u16,
     /// The sender is the origin: it gives by lease only.
     pub origin: bool,
 }
@@ -298,7 +300,8 @@ impl Hello {
             ("origin", Value::Int(i64::from(self.origin))),
             ("token", Value::text(&self.token)),
         ]);
-        Value::dict([("m", names), ("starling", ours), ("v", Value::text("starling"))]).encode()
+        let port = Value::Int(i64::from(self.port));
+        Value::dict([("m", names), ("p", port), ("starling", ours), ("v", Value::text("starling"))]).encode()
     }
 
     /// An ordinary client's hello, or a broken one, is a hello that does not speak our extension.
@@ -309,7 +312,8 @@ impl Hello {
         let node = ours.get("node").and_then(Value::as_bytes).and_then(|b| b.try_into().ok()).map(u64::from_be_bytes);
         let Some(node) = node else { return Self::default() };
         let token = ours.get("token").and_then(Value::as_str).unwrap_or_default().to_owned();
-        Self { ours: true, token, node, origin: ours.get("origin").and_then(Value::as_int) == Some(1) }
+        let port = dict.get("p").and_then(Value::as_int).and_then(|p| u16::try_from(p).ok()).unwrap_or(0);
+        Self { ours: true, token, node, port, origin: ours.get("origin").and_then(Value::as_int) == Some(1) }
     }
 }
 
@@ -339,7 +343,7 @@ mod tests {
             Message::Request(block),
             Message::Cancel(block),
             Message::Piece { piece: 1, begin: 0, data: bytes.clone() },
-            Message::Hello(Hello { ours: true, token: "t".into(), node: 5, origin: true }),
+            Message::Hello(Hello { ours: true, token: "t".into(), node: 5, port: 9, origin: true }),
             Message::Ours(Ours::Have(vec![1, 2])),
             Message::Ours(Ours::Bits { first: 8, bits: bytes.clone() }),
             Message::Ours(Ours::HashesWanted { chunk: 3 }),

@@ -1,11 +1,12 @@
 //! ffmpeg as a measuring instrument: pictures to frame numbers, sound to samples, both with their times.
 
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use anyhow::{Context, Result, bail, ensure};
 
 use super::BITS;
+use crate::process::tied;
 
 /// When something decoded shows or sounds, and for how long, in seconds.
 #[derive(Clone, Copy, Debug)]
@@ -16,7 +17,7 @@ pub struct Stamp {
 
 /// Video and audio streams of a file, a playlist or a manifest.
 pub fn streams(url: &str) -> Result<(usize, usize)> {
-    let output = Command::new("ffprobe")
+    let output = tied("ffprobe")
         .args(["-v", "error", "-show_entries", "stream=index,codec_type", "-of", "csv=p=0", url])
         .stdin(Stdio::null())
         .output()
@@ -53,7 +54,7 @@ pub fn samples(url: &str) -> Result<(Vec<i16>, Vec<Stamp>)> {
 /// One decode, two outputs: the data itself on stdout, and a line with the time of each frame in a file.
 fn run(url: &str, arguments: &[&str], labels: [&str; 2], format: &str) -> Result<(Vec<u8>, Vec<Stamp>)> {
     let times = tempfile::NamedTempFile::new().context("create a file for the times of frames")?;
-    let output = Command::new("ffmpeg")
+    let output = tied("ffmpeg")
         .args(["-nostdin", "-y", "-v", "error", "-copyts", "-i", url])
         .args(arguments)
         .args(["-map", labels[0], "-f", format, "pipe:1", "-map", labels[1], "-fps_mode", "passthrough"])

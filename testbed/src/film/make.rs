@@ -4,11 +4,11 @@ use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{BufWriter, Write as _};
 use std::path::Path;
-use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
 use super::{BITS, Container, Film, sound};
+use crate::process::tied;
 
 /// Writes the film to `out`. Blocks for about a tenth of the film's length on two free cores at 720p.
 ///
@@ -24,7 +24,7 @@ pub fn make(film: &Film, out: &Path) -> Result<()> {
     // Renamed when whole: a film cut short by Ctrl-C is never taken for one.
     let whole = work.path().join(format!("film.{}", film.container.extension()));
 
-    let mut ffmpeg = Command::new("ffmpeg");
+    let mut ffmpeg = tied("ffmpeg");
     ffmpeg.args(["-nostdin", "-y", "-v", "error", "-f", "lavfi", "-i", &picture(film)]);
     ffmpeg.args(["-f", "s16le", "-ar", "48000", "-ac", "1", "-i"]).arg(&wav);
     ffmpeg.args(["-map", "0:v", "-map", "1:a", "-ac", "2"]);

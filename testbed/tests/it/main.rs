@@ -1,3 +1,10 @@
+//! Against real parts.
+
+mod demo;
+mod film;
 mod player;
+mod prosody;
 mod published;
+mod s3;
 mod shelf;
+mod world;

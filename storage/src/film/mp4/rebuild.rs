@@ -8,7 +8,7 @@ use super::track::{Sample, Track};
 use crate::film::error::FilmError;
 use crate::range::{ByteRange, coalesce};
 
-/// Holes up to this size are fetched along rather than cost a request of their own.
+/// Holes up to this size (or a thousandth of the film, if that is less) are fetched along rather than cost a request.
 const GAP_BYTES: u64 = 64 << 10;
 const RANGES_MAX: usize = 10_000;
 
@@ -19,10 +19,10 @@ pub struct Slice<'a> {
     pub shift: i64,
 }
 
-/// The head and the ranges that follow it.
-pub fn rebuild(ftyp: &[u8], mvhd: &[u8], slices: &[Slice]) -> Result<(Vec<u8>, Vec<ByteRange>), FilmError> {
+/// The head and the ranges that follow it; `size` of the film in bytes.
+pub fn rebuild(ftyp: &[u8], mvhd: &[u8], slices: &[Slice], size: u64) -> Result<(Vec<u8>, Vec<ByteRange>), FilmError> {
     let used = slices.iter().flat_map(|slice| slice.samples);
-    let ranges = coalesce(used.filter_map(|s| ByteRange::new(s.offset, s.end()).ok()), GAP_BYTES);
+    let ranges = coalesce(used.filter_map(|s| ByteRange::new(s.offset, s.end()).ok()), GAP_BYTES.min(size / 1024));
     if ranges.len() > RANGES_MAX {
         return Err(FilmError::Limit { what: "pieces of a part in the file", limit: RANGES_MAX as u64 });
     }

@@ -3,6 +3,7 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
+use super::boxes::Boxes;
 use super::rebuild::{Slice, rebuild};
 use super::track::{Sample, Track};
 use crate::film::cut;
@@ -36,9 +37,9 @@ pub fn audio_info(track: &Track) -> Result<AudioInfo, FilmError> {
         b".mp3" => ("mp3", "mp3"),
         b"ac-3" => ("ac3", "ac3"),
         b"ec-3" => ("eac3", "eac3"),
-        b"Opus" => ("opus", "nut"),
-        b"fLaC" => ("flac", "nut"),
-        b"alac" => ("alac", "nut"),
+        b"Opus" => ("opus", "matroska"),
+        b"fLaC" => ("flac", "matroska"),
+        b"alac" => ("alac", "matroska"),
         other => return Err(FilmError::UnsupportedAudio(super::name(other))),
     };
     let (sample_rate, channels) = track.sound().unwrap_or_default();
@@ -91,7 +92,7 @@ impl Film {
             });
         }
         let (width, height) = self.video.picture().unwrap_or_default();
-        let sound_start = self.sound().first().map(|sample| (self.audio.as_ref(), sample.pts));
+        let sound_start = self.audio.as_ref().zip(sound_start(self.sound()));
         let film = FilmInfo {
             container: self.container,
             width,
@@ -103,7 +104,7 @@ impl Film {
             audio: self.audio_used().map(audio_info).transpose()?,
         };
         let audio_offset_seconds = match sound_start {
-            Some((Some(audio), pts)) => show(audio, pts) - show(&self.video, first),
+            Some((audio, pts)) => show(audio, pts) + dropped(audio) - show(&self.video, first),
             _ => 0.0,
         };
         Ok(Plan { film, parts, audio_offset_seconds })
@@ -186,9 +187,36 @@ impl Film {
             let to = if hi == end { sound.len() } else { index(hi) };
             slices.push(Slice { track: audio, samples: sound.get(from..to).unwrap_or_default(), shift: 0 });
         }
-        let (head, ranges) = rebuild(&self.ftyp, &self.mvhd, &slices)?;
+        let (head, ranges) = rebuild(&self.ftyp, &self.mvhd, &slices, self.size)?;
         Ok(PartInput { format: "mp4".into(), head: STANDARD.encode(head), ranges })
     }
+}
+
+/// When the sound would start if its packets followed each other without a gap, as they do once joined: the median over all
+/// packets, because writers stretch the first one to fill what an encoder's priming left.
+fn sound_start(sound: &[Sample]) -> Option<i64> {
+    let mut lengths: Vec<u32> = sound.iter().map(|sample| sample.duration).collect();
+    let usual = i64::from(*middle(&mut lengths)?);
+    let start = |(i, sample): (i64, &Sample)| sample.pts.saturating_sub(i.saturating_mul(usual));
+    let mut starts: Vec<i64> = (0i64..).zip(sound).map(start).collect();
+    let uneven = lengths.iter().filter(|&&length| i64::from(length) != usual).count() * 20 > lengths.len();
+    // Lengths rounded to the track's ticks would add up to a drift.
+    if uneven { sound.first().map(|sample| sample.pts) } else { middle(&mut starts).copied() }
+}
+
+/// Seconds that a decoder drops at the start by itself: what an Opus setup says (`dOps`), since it survives the joining.
+fn dropped(audio: &Track) -> f64 {
+    let skip = || {
+        let entry = audio.entry().filter(|_| &audio.codec == b"Opus")?;
+        let setup = Boxes::of(entry.get(36..)?).flatten().find(|child| &child.kind == b"dOps")?;
+        Some(u16::from_be_bytes(setup.body.get(2..4)?.try_into().ok()?))
+    };
+    skip().map_or(0.0, |skip| f64::from(skip) / 48_000.0)
+}
+
+fn middle<T: Ord>(values: &mut [T]) -> Option<&T> {
+    let middle = values.len() / 2;
+    (!values.is_empty()).then(|| &*values.select_nth_unstable(middle).1)
 }
 
 /// When a sample is shown, in seconds of the film's own clock.

@@ -71,10 +71,10 @@ pub fn find<'a>(moov: &Box<'a>, wanted: Kind) -> Result<Option<(Track, Box<'a>)>
     let movie_timescale = movie_timescale(moov)?;
     for child in moov.boxes() {
         let child = child?;
-        if &child.kind == b"trak" {
-            if let Some(track) = describe(&child, wanted, movie_timescale)? {
-                return Ok(Some((with_defaults(track, moov)?, child)));
-            }
+        if &child.kind == b"trak"
+            && let Some(track) = describe(&child, wanted, movie_timescale)?
+        {
+            return Ok(Some((with_defaults(track, moov)?, child)));
         }
     }
     Ok(None)

@@ -1,0 +1,323 @@
+//! The torrent controller as a service: announces in, the policy's decisions out.
+//!
+//! `GET /NAME` gives the metainfo (a torrent file), `GET /announce` serves ordinary clients, `POST /swarm/announce` ours,
+//! `GET /swarm/status` whoever watches. All decisions are [`Policy`]'s; here are only addresses, clocks and waiting.
+//! Nothing is kept on disk: after a restart one round of announces brings everything back.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use axum::body::Bytes;
+use axum::extract::{ConnectInfo, Path, RawQuery, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde::Serialize;
+use storage::overlay::announce::{self, Error, PeerOrders, PeerReport, Query};
+use storage::overlay::metainfo::Metainfo;
+use storage::overlay::peer::LeaseBook;
+use storage::overlay::policy::{Config, Millis, NodeId, Orders, Policy, Report, Role};
+use tokio::sync::watch;
+
+/// Longest wait that an announce may ask for.
+const WAIT_MAX: Duration = Duration::from_secs(5);
+/// Ordinary clients announce rarely: they are told more peers at once, and believed longer.
+const ORDINARY_INTERVAL_S: u64 = 5;
+const ORDINARY_TTL: Duration = Duration::from_secs(90);
+const ORDINARY_PEERS: usize = 30;
+/// Members of one swarm; more announces are refused rather than remembered.
+const MEMBERS_MAX: usize = 100_000;
+const TICK: Duration = Duration::from_millis(200);
+
+/// One swarm's controller; also the book that its origin asks.
+pub struct TorrentController {
+    meta: Arc<Metainfo>,
+    start: Instant,
+    origin: SocketAddr,
+    inner: Mutex<Inner>,
+    version: watch::Sender<u64>,
+}
+
+struct Inner {
+    policy: Policy,
+    members: BTreeMap<NodeId, Member>,
+}
+
+struct Member {
+    address: SocketAddr,
+    ordinary: bool,
+    complete: bool,
+    seen: Instant,
+    told: Option<Orders>,
+    received: (u64, u64),
+}
+
+/// What a load looks like from the controller.
+#[derive(Clone, Debug, Serialize)]
+pub struct Status {
+    pub name: String,
+    pub seconds: f64,
+    pub capped: u32,
+    pub relays: u32,
+    pub leechers: u32,
+    pub peers: u32,
+    pub seeders: u32,
+    pub complete: u32,
+    pub origin_slots: u32,
+    pub pieces: u32,
+    pub pieces_not_sent: u32,
+    pub leases: u64,
+    pub lambda2: f64,
+    /// By the members' own word: display only.
+    pub from_peers: u64,
+    pub from_origin: u64,
+}
+
+impl TorrentController {
+    /// `origin` is where the origin's peer listens.
+    pub fn new(meta: Arc<Metainfo>, config: Config, origin: SocketAddr, seed: u64) -> Arc<Self> {
+        let policy = Policy::new(config, meta.layout.pieces(), seed);
+        let inner = Mutex::new(Inner { policy, members: BTreeMap::new() });
+        Arc::new(Self { meta, start: Instant::now(), origin, inner, version: watch::channel(0).0 })
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn now(&self) -> Millis {
+        self.start.elapsed().as_millis() as Millis
+    }
+
+    /// Runs the policy, and wakes who waits if something changed.
+    fn with<T>(&self, act: impl FnOnce(&mut Inner, Millis) -> T) -> T {
+        let mut inner = self.inner();
+        let result = act(&mut inner, self.now());
+        let version = inner.policy.version();
+        drop(inner);
+        self.version.send_if_modified(|told| std::mem::replace(told, version) != version);
+        result
+    }
+
+    /// Time passes. To be called every [`TorrentController::TICK`].
+    pub fn tick(&self) {
+        self.with(|inner, now| {
+            inner.members.retain(|_, m| m.seen.elapsed() < ORDINARY_TTL);
+            for (id, member) in inner.members.iter().filter(|(_, m)| m.ordinary) {
+                inner.policy.announce(now, *id, Report { complete: member.complete, ..Report::default() });
+            }
+            inner.policy.tick(now);
+        });
+    }
+
+    pub const TICK: Duration = TICK;
+
+    pub fn status(&self) -> Status {
+        let inner = self.inner();
+        let seen = inner.policy.snapshot();
+        let of = |role: Role| seen.roles[role as usize];
+        Status {
+            name: self.meta.name.clone(),
+            seconds: self.start.elapsed().as_secs_f64(),
+            capped: of(Role::Capped),
+            relays: of(Role::Relay),
+            leechers: of(Role::Leecher),
+            peers: of(Role::Peer),
+            seeders: of(Role::Seeder),
+            complete: seen.complete,
+            origin_slots: seen.slots,
+            pieces: self.meta.layout.pieces(),
+            pieces_not_sent: seen.free,
+            leases: seen.leases,
+            lambda2: inner.policy.lambda2(),
+            from_peers: inner.members.values().map(|m| m.received.0).sum(),
+            from_origin: inner.members.values().map(|m| m.received.1).sum(),
+        }
+    }
+
+    /// Everything over HTTP; serve it with connect info.
+    pub fn router(self: &Arc<Self>) -> Router {
+        Router::new()
+            .route("/announce", get(ordinary))
+            .route("/swarm/announce", post(ours))
+            .route("/swarm/status", get(|State(this): State<Arc<Self>>| async move { Json(this.status()) }))
+            .route("/{name}", get(metainfo))
+            .with_state(self.clone())
+    }
+
+    fn check(&self, info_hash: Option<[u8; 20]>, token: &str) -> Result<(), Error> {
+        if info_hash != Some(self.meta.info_hash) {
+            return Err(Error::Unknown);
+        }
+        // Digests, so that the time taken says nothing of the token.
+        let same = announce_digest(token) == announce_digest(&self.meta.token);
+        if same { Ok(()) } else { Err(Error::Token) }
+    }
+
+    /// Announces for `id` until the orders are news to it or `wait` is over.
+    async fn orders(&self, id: NodeId, member: Member, report: Report, wait: Duration) -> Option<Orders> {
+        let deadline = tokio::time::Instant::now() + wait.min(WAIT_MAX);
+        let mut version = self.version.subscribe();
+        let known = self.with(|inner, _| {
+            let told = inner.members.get(&id).and_then(|m| m.told.clone());
+            let room = inner.members.len() < MEMBERS_MAX || inner.members.contains_key(&id);
+            room.then(|| inner.members.insert(id, Member { told, ..member })).is_some()
+        });
+        if !known {
+            return None;
+        }
+        let mut report = Some(report);
+        loop {
+            version.mark_unchanged();
+            let (orders, news) = self.with(|inner, now| {
+                let again = Report { complete: inner.members.get(&id).is_some_and(|m| m.complete), ..Report::default() };
+                let orders = inner.policy.announce(now, id, report.take().unwrap_or(again));
+                let told = inner.members.get_mut(&id).map(|m| &mut m.told);
+                let news = told.is_some_and(|told| told.replace(orders.clone()).as_ref() != Some(&orders));
+                (orders, news && orders.role != Role::Capped)
+            });
+            if news || tokio::time::timeout_at(deadline, version.changed()).await.is_err() {
+                return Some(orders);
+            }
+        }
+    }
+
+    fn addresses(&self, nodes: &[NodeId]) -> Vec<SocketAddr> {
+        let inner = self.inner();
+        nodes.iter().filter_map(|id| inner.members.get(id)).map(|m| m.address).collect()
+    }
+}
+
+fn announce_digest(token: &str) -> [u8; 32] {
+    use sha2::Digest;
+    sha2::Sha256::digest(token.as_bytes()).into()
+}
+
+impl LeaseBook for TorrentController {
+    fn connected(&self, node: NodeId, connected: bool) {
+        self.with(|inner, _| inner.policy.connected(node, connected));
+    }
+
+    fn next(&self) -> Option<(NodeId, u32)> {
+        self.with(|inner, now| inner.policy.next_lease(now))
+    }
+
+    fn sent(&self, node: NodeId, piece: u32) {
+        self.with(|inner, now| inner.policy.lease_sent(now, node, piece));
+    }
+
+    fn done(&self, node: NodeId, piece: u32) {
+        self.with(|inner, now| inner.policy.lease_done(now, node, piece));
+    }
+
+    fn guest(&self, peer_id: &[u8; 20], ip: IpAddr) -> Option<NodeId> {
+        let inner = self.inner();
+        let id = Query::node_of(peer_id);
+        let by_id = inner.members.get(&id).filter(|m| m.ordinary).map(|_| id);
+        by_id.or_else(|| inner.members.iter().find(|(_, m)| m.ordinary && m.address.ip() == ip).map(|(id, _)| *id))
+    }
+}
+
+async fn metainfo(
+    State(this): State<Arc<TorrentController>>, Path(name): Path<String>, headers: axum::http::HeaderMap,
+) -> Response {
+    if name.strip_suffix(".torrent").unwrap_or(&name) != this.meta.name {
+        return (StatusCode::NOT_FOUND, "no such swarm here\n").into_response();
+    }
+    let host = headers.get("host").and_then(|h| h.to_str().ok()).unwrap_or("localhost");
+    let torrent = this.meta.encode(&format!("http://{host}/announce?token={}", this.meta.token));
+    ([("content-type", "application/x-bittorrent")], torrent).into_response()
+}
+
+async fn ordinary(
+    State(this): State<Arc<TorrentController>>, ConnectInfo(from): ConnectInfo<SocketAddr>, RawQuery(query): RawQuery,
+) -> Response {
+    let refuse = |error: Error| error.bencoded().into_response();
+    let query = match Query::parse(&query.unwrap_or_default()) {
+        Ok(query) => query,
+        Err(error) => return refuse(error),
+    };
+    if let Err(error) = this.check(Some(query.info_hash), &query.token) {
+        return refuse(error);
+    }
+    let id = query.node();
+    if query.stopped {
+        this.with(|inner, _| {
+            inner.members.remove(&id);
+            inner.policy.leave(id);
+        });
+        return announce::compact(ORDINARY_INTERVAL_S, &[]).into_response();
+    }
+    let complete = query.left == 0;
+    let member = Member {
+        address: SocketAddr::new(from.ip(), query.port),
+        ordinary: true,
+        complete,
+        seen: Instant::now(),
+        told: None,
+        received: (0, 0),
+    };
+    let report = Report { complete, ..Report::default() };
+    let Some(orders) = this.orders(id, member, report, Duration::from_secs(3)).await else {
+        return refuse(Error::Unknown);
+    };
+    let mut peers = this.addresses(&orders.neighbours);
+    if orders.role != Role::Capped && peers.len() < ORDINARY_PEERS {
+        let others: Vec<_> = this.inner().members.keys().copied().filter(|other| *other != id).take(ORDINARY_PEERS).collect();
+        peers.extend(this.addresses(&others));
+    }
+    if orders.origin && !this.origin.ip().is_unspecified() {
+        peers.push(this.origin);
+    }
+    peers.sort();
+    peers.dedup();
+    announce::compact(ORDINARY_INTERVAL_S, &peers).into_response()
+}
+
+async fn ours(
+    State(this): State<Arc<TorrentController>>, ConnectInfo(from): ConnectInfo<SocketAddr>, body: Bytes,
+) -> Response {
+    match ours_checked(&this, from, &body).await {
+        Ok(orders) => Json(orders).into_response(),
+        Err(error) => {
+            let status = if matches!(error, Error::Token) { StatusCode::FORBIDDEN } else { StatusCode::BAD_REQUEST };
+            (status, format!("{}: {error}\n", error.code())).into_response()
+        }
+    }
+}
+
+async fn ours_checked(this: &TorrentController, from: SocketAddr, body: &[u8]) -> Result<PeerOrders, Error> {
+    let said = PeerReport::parse(body)?;
+    this.check(said.info_hash(), &said.token)?;
+    let report = said.report(this.meta.layout.pieces())?;
+    if said.stopped {
+        this.with(|inner, _| {
+            inner.members.remove(&said.node);
+            inner.policy.leave(said.node);
+        });
+        return Ok(PeerOrders { role: "gone".into(), interval_ms: 0, peers: vec![], guests: vec![], origin: None, stop: true });
+    }
+    let member = Member {
+        address: SocketAddr::new(from.ip(), said.port),
+        ordinary: false,
+        complete: said.complete,
+        seen: Instant::now(),
+        told: None,
+        received: said.received,
+    };
+    let wait = Duration::from_millis(said.wait_ms);
+    let orders = this.orders(said.node, member, report, wait).await.ok_or(Error::Unknown)?;
+    let peers = this.addresses(&orders.neighbours);
+    let guests = this.inner().members.values().filter(|m| m.ordinary).map(|m| m.address.ip()).collect();
+    Ok(PeerOrders {
+        role: format!("{:?}", orders.role).to_lowercase(),
+        interval_ms: orders.interval_ms,
+        peers,
+        guests,
+        origin: orders.origin.then_some(this.origin),
+        stop: false,
+    })
+}

@@ -1,0 +1,8 @@
+//! The negotiation under a simulated network, and the decoders of foreign bytes.
+
+mod federation;
+mod job;
+mod message;
+mod observer;
+mod scenarios;
+mod world;
