@@ -197,7 +197,7 @@ pub fn simulate(args: &SimulateArgs) -> Outcome {
         Node {
             up: r,
             down: r,
-            picker: Picker::new(want, Bits::new(args.pieces), rng.next()),
+            picker: Picker::new(want, Bits::new(args.pieces), rng.draw()),
             demand: demand.clone(),
             neighbours: BTreeSet::new(),
             sending: BTreeSet::new(),

@@ -225,7 +225,7 @@ fn one(args: &OverlayArgs, client: Client, round: u32) -> anyhow::Result<Run> {
 
 fn fill(path: &Path, bytes: u64, seed: u64) -> anyhow::Result<()> {
     let mut rng = storage::overlay::rng::Rng::new(seed);
-    let words = std::iter::repeat_with(|| rng.next().to_le_bytes());
+    let words = std::iter::repeat_with(|| rng.draw().to_le_bytes());
     let data: Vec<u8> = words.flatten().take(bytes as usize).collect();
     fs::write(path, data).context("writing the dataset")
 }
