@@ -463,12 +463,12 @@ mod tests {
         assert_eq!(parse_rate("none"), Ok(Rate(None)));
         assert_eq!(parse_rate("20mbit"), Ok(Rate(Some(2_500_000))));
         assert_eq!(parse_rate("10MB/s"), Ok(Rate(Some(10_000_000))));
-        ["", "x", "0", "-1", "5 miles"].map(|bad| assert!(parse_rate(bad).is_err(), "{bad}"));
+        ["", "x", "0", "-1", "5 miles"].iter().for_each(|bad| assert!(parse_rate(bad).is_err(), "{bad}"));
     }
 
     #[test]
     fn times_are_read_with_units() {
         assert_eq!(parse_duration("5m"), Ok(Duration::from_secs(300)));
-        ["", "m", "1y", "99999999999999999h"].map(|bad| assert!(parse_duration(bad).is_err(), "{bad}"));
+        ["", "m", "1y", "99999999999999999h"].iter().for_each(|bad| assert!(parse_duration(bad).is_err(), "{bad}"));
     }
 }

@@ -4,6 +4,7 @@
 //! [`Run`] and [`Stop`] as IQs to the host manager's full JID; the host manager sends [`Status`] as IQs to the full JID of
 //! whoever is active *now*, and repeats a final one until it is answered.
 
+use serde::{Deserialize, Serialize};
 use xso::{AsXml, FromXml};
 
 use crate::message::{Output, Usage};
@@ -83,7 +84,7 @@ pub struct Status {
 }
 
 /// Why a task failed.
-#[derive(FromXml, AsXml, Clone, Debug, PartialEq)]
+#[derive(FromXml, AsXml, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[xml(namespace = NS, name = "failure")]
 pub struct Failure {
     /// `input`, `code`, `resource`, `preempted`, `data` or `internal`.

@@ -4,6 +4,9 @@
 //! protocol is a FIPA Contract Net with a hold behind each bid and a three-step award; `docs/protocol.md` tells what happens
 //! when each message is lost.
 
+#![allow(clippy::useless_conversion)] // in what the derive writes for `log`
+
+use serde::{Deserialize, Serialize};
 use xso::{AsXml, FromXml};
 
 use crate::id::{BidId, DomainId, JobId, LeaseId, MessageId, Millis};
@@ -108,7 +111,7 @@ pub struct Cfp {
 }
 
 /// One part as it is called out: how much there is to fetch and to do.
-#[derive(FromXml, AsXml, Clone, Debug, PartialEq)]
+#[derive(FromXml, AsXml, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[xml(namespace = NS, name = "part")]
 pub struct PartCall {
     #[xml(attribute(name = "n"))]
@@ -122,7 +125,7 @@ pub struct PartCall {
 }
 
 /// Foreign → home, an answer to [`Cfp`]: capacity is held until `hold_until` and then frees itself.
-#[derive(FromXml, AsXml, Clone, Debug, PartialEq)]
+#[derive(FromXml, AsXml, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[xml(namespace = NS, name = "bid")]
 pub struct Bid {
     #[xml(attribute)]
@@ -179,7 +182,7 @@ pub struct Award {
 }
 
 /// One part as it is awarded.
-#[derive(FromXml, AsXml, Clone, Debug, PartialEq)]
+#[derive(FromXml, AsXml, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[xml(namespace = NS, name = "part")]
 pub struct PartAward {
     #[xml(attribute(name = "n"))]
@@ -237,7 +240,7 @@ pub struct RejectBid {
 }
 
 /// A part and the attempt that is meant.
-#[derive(FromXml, AsXml, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(FromXml, AsXml, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[xml(namespace = NS, name = "part")]
 pub struct PartRef {
     #[xml(attribute(name = "n"))]
@@ -284,7 +287,7 @@ pub struct Progress {
     pub parts: Vec<PartProgress>,
 }
 
-#[derive(FromXml, AsXml, Clone, Debug, PartialEq)]
+#[derive(FromXml, AsXml, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[xml(namespace = NS, name = "part")]
 pub struct PartProgress {
     #[xml(attribute(name = "n"))]
@@ -309,7 +312,7 @@ pub struct PartProgress {
 }
 
 /// An object a part has put into the store.
-#[derive(FromXml, AsXml, Clone, Debug, PartialEq)]
+#[derive(FromXml, AsXml, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[xml(namespace = NS, name = "output")]
 pub struct Output {
     #[xml(attribute)]
@@ -324,7 +327,7 @@ pub struct Output {
 }
 
 /// Where the time and the bytes of a part went.
-#[derive(FromXml, AsXml, Clone, Debug, Default, PartialEq)]
+#[derive(FromXml, AsXml, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[xml(namespace = NS, name = "usage")]
 pub struct Usage {
     /// Bytes fetched from the store, and put there.
@@ -462,7 +465,7 @@ pub struct NotUnderstood {
 }
 
 /// Presence payload in the Federation room: soft state, a hint, never binding.
-#[derive(FromXml, AsXml, Clone, Debug, PartialEq)]
+#[derive(FromXml, AsXml, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[xml(namespace = NS, name = "ad")]
 pub struct Ad {
     #[xml(attribute)]

@@ -27,7 +27,12 @@ pub struct OverlayArgs {
     /// Cap of every host each way, or `none`
     #[arg(long, default_value = "20mbit", value_parser = parse_rate)]
     pub rate: Rate,
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "starling,aria2,libtorrent,libtorrent-super,transmission")]
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        default_value = "starling,aria2,libtorrent,libtorrent-super,transmission"
+    )]
     pub peers: Vec<Client>,
     #[arg(long, default_value_t = 5)]
     pub runs: u32,
@@ -94,15 +99,28 @@ fn parse_size(text: &str) -> Result<u64, String> {
 
 pub fn run(args: &OverlayArgs) -> anyhow::Result<()> {
     ensure!(args.hosts >= 1 && args.hosts <= 200, "--hosts must be 1 to 200");
-    println!("congestion control {}, {} hosts, {} bytes, rate {:?} bytes/s", args.congestion, args.hosts, args.size, args.rate.0);
+    println!(
+        "congestion control {}, {} hosts, {} bytes, rate {:?} bytes/s",
+        args.congestion, args.hosts, args.size, args.rate.0
+    );
     let mut runs = Vec::new();
     for round in 0..args.runs {
         for client in &args.peers {
             let run = one(args, *client, round).with_context(|| format!("running {client:?}"))?;
             println!(
                 "{:?}: last {:.1} s = {:.2} x bound ({:.1} s), p50 {:.2}, seed copies {:.3}, total {:.2}, {:.1} CPU-s/GB, {:.0} MB, incomplete {}, corrupt {}, load {:.1}",
-                client, run.last_s, run.ratio_last, run.bound_s, run.ratio_p50, run.seed_copies, run.total_copies,
-                run.cpu_s_per_gb, run.rss_max_mb, run.incomplete, run.corrupt, run.load_before
+                client,
+                run.last_s,
+                run.ratio_last,
+                run.bound_s,
+                run.ratio_p50,
+                run.seed_copies,
+                run.total_copies,
+                run.cpu_s_per_gb,
+                run.rss_max_mb,
+                run.incomplete,
+                run.corrupt,
+                run.load_before
             );
             runs.push(run);
         }
@@ -111,7 +129,11 @@ pub fn run(args: &OverlayArgs) -> anyhow::Result<()> {
         let of = |value: fn(&Run) -> f64| median(runs.iter().filter(|r| r.client == *client).map(value).collect());
         println!(
             "median {client:?}: last {:.3}, p50 {:.3}, seed copies {:.3}, {:.1} CPU-s/GB, {:.0} MB",
-            of(|r| r.ratio_last), of(|r| r.ratio_p50), of(|r| r.seed_copies), of(|r| r.cpu_s_per_gb), of(|r| r.rss_max_mb)
+            of(|r| r.ratio_last),
+            of(|r| r.ratio_p50),
+            of(|r| r.seed_copies),
+            of(|r| r.cpu_s_per_gb),
+            of(|r| r.rss_max_mb)
         );
     }
     if let Some(path) = &args.json {
@@ -153,7 +175,8 @@ fn one(args: &OverlayArgs, client: Client, round: u32) -> anyhow::Result<Run> {
     while hosts.iter().any(|(_, _, done)| done.is_none()) && t0.elapsed().as_secs_f64() < patience {
         std::thread::sleep(POLL);
         for (_, dir, done) in hosts.iter_mut().filter(|(_, _, done)| done.is_none()) {
-            let whole = if client == Client::Starling { dir.join("set.bin").exists() } else { dir.join("done").exists() };
+            let whole =
+                if client == Client::Starling { dir.join("set.bin").exists() } else { dir.join("done").exists() };
             if whole {
                 *done = Some(t0.elapsed().as_secs_f64());
             }
@@ -168,7 +191,9 @@ fn one(args: &OverlayArgs, client: Client, round: u32) -> anyhow::Result<Run> {
     let after = net.counters()?;
     let (cpu_s, rss_max_mb) = children.usage();
     let expected = fs::read(&source)?;
-    let corrupt = hosts.iter().filter(|(_, dir, done)| done.is_some() && fs::read(dir.join("set.bin")).ok().as_ref() != Some(&expected));
+    let corrupt = hosts
+        .iter()
+        .filter(|(_, dir, done)| done.is_some() && fs::read(dir.join("set.bin")).ok().as_ref() != Some(&expected));
     let corrupt = corrupt.count() as u32;
     drop(children);
     let mut times: Vec<_> = hosts.iter().filter_map(|(_, _, done)| *done).collect();
@@ -213,7 +238,12 @@ struct Start {
 }
 
 fn start_seed(
-    args: &OverlayArgs, client: Client, net: &Net, place: &Path, source: &Path, children: &mut Children,
+    args: &OverlayArgs,
+    client: Client,
+    net: &Net,
+    place: &Path,
+    source: &Path,
+    children: &mut Children,
 ) -> anyhow::Result<Start> {
     let torrent = place.join("set.torrent");
     let starling: Vec<String> = args.starling.split_whitespace().map(str::to_owned).collect();
@@ -222,7 +252,11 @@ fn start_seed(
     let mut start = Start { starling, url, torrent };
     if client == Client::Starling {
         let mut command = net.inside(0, &start.starling[0]);
-        command.args(&start.starling[1..]).arg("serve").arg(source).args(["--listen", &format!("{}:7000", Net::address(0)), "--json"]);
+        command.args(&start.starling[1..]).arg("serve").arg(source).args([
+            "--listen",
+            &format!("{}:7000", Net::address(0)),
+            "--json",
+        ]);
         children.spawn(0, &mut command, &place.join("seed.log"))?;
         await_text(&place.join("seed.log"), "serving")?;
         return Ok(start);
@@ -243,7 +277,14 @@ fn start_seed(
     Ok(start)
 }
 
-fn start_host(client: Client, net: &Net, host: u32, dir: &Path, start: &Start, children: &mut Children) -> anyhow::Result<()> {
+fn start_host(
+    client: Client,
+    net: &Net,
+    host: u32,
+    dir: &Path,
+    start: &Start,
+    children: &mut Children,
+) -> anyhow::Result<()> {
     if client != Client::Starling {
         return other(client, net, host, dir, start, children, false);
     }
@@ -254,7 +295,13 @@ fn start_host(client: Client, net: &Net, host: u32, dir: &Path, start: &Start, c
 }
 
 fn other(
-    client: Client, net: &Net, host: u32, dir: &Path, start: &Start, children: &mut Children, seed: bool,
+    client: Client,
+    net: &Net,
+    host: u32,
+    dir: &Path,
+    start: &Start,
+    children: &mut Children,
+    seed: bool,
 ) -> anyhow::Result<()> {
     use std::os::unix::fs::PermissionsExt;
     let hook = dir.join("hook");
@@ -263,14 +310,31 @@ fn other(
     let mut command = match client {
         Client::Aria2 => {
             let mut command = net.inside(host, "aria2c");
-            command.args(["--no-conf", "--enable-dht=false", "--enable-dht6=false", "--bt-enable-lpd=false", "--seed-ratio=0"]);
-            command.args(["--bt-tracker-interval=2", "--file-allocation=none", "--disable-ipv6=true", "--bt-max-peers=50"]);
+            command.args([
+                "--no-conf",
+                "--enable-dht=false",
+                "--enable-dht6=false",
+                "--bt-enable-lpd=false",
+                "--seed-ratio=0",
+            ]);
+            command.args([
+                "--bt-tracker-interval=2",
+                "--file-allocation=none",
+                "--disable-ipv6=true",
+                "--bt-max-peers=50",
+            ]);
             command.arg("--on-bt-download-complete").arg(&hook).arg("--dir").arg(dir);
             command.args(seed.then_some("--bt-seed-unverified=true")).arg(&start.torrent);
             command
         }
         Client::Libtorrent | Client::LibtorrentSuper => {
-            let mode = if !seed { "get" } else if client == Client::LibtorrentSuper { "super" } else { "seed" };
+            let mode = if !seed {
+                "get"
+            } else if client == Client::LibtorrentSuper {
+                "super"
+            } else {
+                "seed"
+            };
             let mut command = net.inside(host, "/usr/bin/python3");
             command.args(["-c", LIBTORRENT]).arg(&start.torrent).arg(dir).arg(mode);
             command
@@ -328,7 +392,10 @@ impl Children {
             // Linux on every platform that we run on counts these in hundredths of a second.
             cpu += (ticks(11) + ticks(12)) / 100.0;
             let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
-            let high = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).and_then(|l| l.trim().split(' ').next()?.parse::<f64>().ok());
+            let high = status
+                .lines()
+                .find_map(|l| l.strip_prefix("VmHWM:"))
+                .and_then(|l| l.trim().split(' ').next()?.parse::<f64>().ok());
             rss = rss.max(high.unwrap_or(0.0) / 1000.0);
         }
         (cpu, rss)

@@ -1,0 +1,159 @@
+//! The `starling` command line: a client of one domain's Shell room.
+//!
+//! It joins the room like any member, finds the active cluster manager there by its affiliation, and asks it by direct
+//! IQ, so that documents (and credentials in them) never pass the room.
+
+pub mod access;
+pub mod link;
+pub mod watch;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+use federation::job::Job;
+use serde::Serialize;
+
+use crate::shell::{self, Command as Question};
+use crate::swarm;
+use crate::view::{DomainDoc, ErrorDoc, JobDoc};
+use access::AccessArgs;
+use link::{Answer, Link};
+
+pub const EXIT_JOB_FAILED: u8 = 1;
+pub const EXIT_REFUSED: u8 = 2;
+pub const EXIT_UNREACHABLE: u8 = 3;
+
+/// Client of a Starling federation: submit one big job, watch it, get one answer.
+#[derive(Parser)]
+#[command(
+    version,
+    about,
+    after_help = "\
+Examples:
+  starling --state target/demo/world submit film.xml --watch
+  starling --config ~/starling.toml jobs --json
+  starling --jid me@a.test --password-file pw --server 127.0.0.2:5222 --ca ca.pem domains
+
+Exit codes: 0 done, 1 the job failed or was cancelled, 2 refused (bad job, no such job, usage), 3 not reachable."
+)]
+pub struct Cli {
+    #[command(flatten)]
+    access: AccessArgs,
+    /// Print JSON, one document, on standard output.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Submit a job document.
+    #[command(after_help = "Example: starling --state DIR submit examples/jobs/smallest.xml --watch")]
+    Submit {
+        /// The job, XML; `-` reads standard input.
+        file: PathBuf,
+        /// Stay until the job has ended, showing a progress bar for each part.
+        #[arg(long)]
+        watch: bool,
+    },
+    /// Follow a job until it has ended.
+    #[command(after_help = "Example: starling --state DIR watch j-1a2b3c4d")]
+    Watch { id: String },
+    /// Show a job as it stands.
+    #[command(after_help = "Example: starling --state DIR status j-1a2b3c4d --json")]
+    Status { id: String },
+    /// List the jobs of the domain.
+    #[command(after_help = "Example: starling --state DIR jobs")]
+    Jobs,
+    /// List the domains of the federation as the home domain sees them.
+    #[command(after_help = "Example: starling --state DIR domains --json")]
+    Domains,
+    /// Stop a job of yours.
+    #[command(after_help = "Example: starling --state DIR cancel j-1a2b3c4d")]
+    Cancel { id: String },
+    /// Load machines from one source as fast as the network allows; needs no federation.
+    #[command(subcommand)]
+    Swarm(swarm::Command),
+}
+
+/// Runs one command to its end.
+pub fn run(cli: Cli) -> Result<ExitCode> {
+    // A swarm moves bytes on all cores; everything else is one conversation.
+    if let Command::Swarm(command) = cli.command {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
+        return Ok(runtime.block_on(swarm::run(command)));
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
+    runtime.block_on(async {
+        let question = match &cli.command {
+            Command::Submit { file, .. } => {
+                let text = read(file)?;
+                // Read here first: the error then names the lines of the file, and nothing is sent.
+                if let Err(error) = Job::parse(&text) {
+                    return Ok(refused(cli.json, &ErrorDoc::from(error)));
+                }
+                Question::Submit(text)
+            }
+            Command::Watch { id } | Command::Status { id } => Question::Status(id.clone()),
+            Command::Cancel { id } => Question::Cancel(id.clone()),
+            Command::Jobs => Question::Jobs,
+            Command::Domains => Question::Domains,
+            Command::Swarm(_) => unreachable!("run above"),
+        };
+        let link = Link::open(cli.access.resolve()?).await?;
+        let code = answer(&cli, &link, &question).await;
+        link.close().await;
+        code
+    })
+}
+
+async fn answer(cli: &Cli, link: &Link, question: &Question) -> Result<ExitCode> {
+    let answer = match link.ask(question).await? {
+        Answer::Refused(error) => return Ok(refused(cli.json, &error)),
+        Answer::Document(document) => document,
+    };
+    match &cli.command {
+        Command::Domains => {
+            let domains: Vec<DomainDoc> = serde_json::from_value(answer)?;
+            print(cli.json, &domains, || shell::describe_domains(&domains))
+        }
+        Command::Jobs => {
+            let jobs: Vec<JobDoc> = serde_json::from_value(answer)?;
+            print(cli.json, &jobs, || shell::describe_jobs(&jobs))
+        }
+        Command::Submit { watch: false, .. } | Command::Status { .. } | Command::Cancel { .. } => {
+            let job: JobDoc = serde_json::from_value(answer)?;
+            print(cli.json, &job, || shell::describe_job(&job))
+        }
+        Command::Submit { watch: true, .. } | Command::Watch { .. } | Command::Swarm(_) => {
+            let job: JobDoc = serde_json::from_value(answer)?;
+            let job = watch::until_ended(link, job, cli.json).await?;
+            print(cli.json, &job, || shell::describe_job(&job))?;
+            Ok(if job.state == "done" { ExitCode::SUCCESS } else { ExitCode::from(EXIT_JOB_FAILED) })
+        }
+    }
+}
+
+fn print<T: Serialize>(json: bool, document: &T, words: impl FnOnce() -> String) -> Result<ExitCode> {
+    println!("{}", if json { serde_json::to_string_pretty(document)? } else { words() });
+    Ok(ExitCode::SUCCESS)
+}
+
+fn refused(json: bool, error: &ErrorDoc) -> ExitCode {
+    if json {
+        println!("{}", serde_json::json!({ "error": error }));
+    } else {
+        eprintln!("{}", shell::describe_error(error));
+    }
+    ExitCode::from(EXIT_REFUSED)
+}
+
+fn read(file: &PathBuf) -> Result<String> {
+    if file.as_os_str() == "-" {
+        return std::io::read_to_string(std::io::stdin()).context("read the job from standard input");
+    }
+    std::fs::read_to_string(file).with_context(|| format!("read the job {}", file.display()))
+}

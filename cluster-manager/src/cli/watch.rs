@@ -1,0 +1,132 @@
+//! Following a job: a bar for each part on a terminal, a line for each change elsewhere.
+
+use std::collections::BTreeMap;
+use std::io::IsTerminal;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+
+use super::link::{Answer, Link};
+use crate::shell::Command;
+use crate::view::{JobDoc, PartDoc};
+
+/// Seldom enough for the server, often enough for the eye.
+const EVERY: Duration = Duration::from_millis(300);
+
+pub fn has_ended(job: &JobDoc) -> bool {
+    matches!(job.state.as_str(), "done" | "failed" | "cancelled")
+}
+
+/// Asks until the job has ended; `quiet` shows nothing.
+pub async fn until_ended(link: &Link, mut job: JobDoc, quiet: bool) -> Result<JobDoc> {
+    let mut display = match (quiet, std::io::stderr().is_terminal()) {
+        (true, _) => Display::None,
+        (false, true) => Display::Bars(Bars::default()),
+        (false, false) => Display::Lines(Lines::default()),
+    };
+    loop {
+        display.show(&job);
+        if has_ended(&job) {
+            return Ok(job);
+        }
+        tokio::time::sleep(EVERY).await;
+        // One unanswered question is no news about the job.
+        match link.ask(&Command::Status(job.id.clone())).await {
+            Ok(Answer::Document(document)) => job = serde_json::from_value(document)?,
+            Ok(Answer::Refused(error)) => bail!("{}: {}", error.code, error.message),
+            Err(error) => eprintln!("starling: {error:#}; asking again"),
+        }
+    }
+}
+
+enum Display {
+    None,
+    Lines(Lines),
+    Bars(Bars),
+}
+
+impl Display {
+    fn show(&mut self, job: &JobDoc) {
+        match self {
+            Self::None => {}
+            Self::Lines(lines) => lines.show(job),
+            Self::Bars(bars) => bars.show(job),
+        }
+    }
+}
+
+fn who(part: &PartDoc) -> String {
+    match (&part.domain, &part.by) {
+        (Some(domain), Some(by)) if domain != by => format!("{by} for {domain}"),
+        (Some(domain), _) => domain.clone(),
+        (None, _) => "-".to_owned(),
+    }
+}
+
+#[derive(Default)]
+struct Lines {
+    state: String,
+    offers: usize,
+    parts: BTreeMap<u32, String>,
+}
+
+impl Lines {
+    fn show(&mut self, job: &JobDoc) {
+        if self.state != job.state {
+            eprintln!("{} {}", job.id, job.state);
+            self.state.clone_from(&job.state);
+        }
+        for offer in job.offers.iter().skip(self.offers) {
+            eprintln!(
+                "  offer {}: {}, at most {} parts, price {}",
+                offer.domain, offer.outcome, offer.parts_max, offer.price
+            );
+        }
+        self.offers = job.offers.len();
+        for part in &job.parts {
+            let line = format!("{} {}", part.state, who(part));
+            if self.parts.get(&part.n) != Some(&line) {
+                eprintln!("  part {} ({}) {line}", part.n, part.kind);
+                self.parts.insert(part.n, line);
+            }
+        }
+    }
+}
+
+struct Bars {
+    all: MultiProgress,
+    state: ProgressBar,
+    parts: BTreeMap<u32, ProgressBar>,
+}
+
+impl Default for Bars {
+    fn default() -> Self {
+        let all = MultiProgress::new();
+        let state = all.add(ProgressBar::no_length().with_style(style("{msg} {elapsed}")));
+        Self { all, state, parts: BTreeMap::new() }
+    }
+}
+
+impl Bars {
+    fn show(&mut self, job: &JobDoc) {
+        self.state.set_message(format!("{} {}", job.id, job.state));
+        self.state.tick();
+        for part in &job.parts {
+            let bar = self.parts.entry(part.n).or_insert_with(|| {
+                self.all.add(ProgressBar::new(100).with_style(style("  {prefix:>3} {bar:30} {pos:>3}% {msg}")))
+            });
+            bar.set_prefix(if part.kind == "audio" { "snd".to_owned() } else { part.n.to_string() });
+            bar.set_message(format!("{} {}", part.state, who(part)));
+            bar.set_position(if part.state == "verified" { 100 } else { part.percent as u64 });
+        }
+        if has_ended(job) {
+            self.parts.values().for_each(ProgressBar::abandon);
+            self.state.abandon();
+        }
+    }
+}
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+}

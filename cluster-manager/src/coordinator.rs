@@ -1,0 +1,363 @@
+//! The driver of one domain: rooms, host managers, journal and store on one side, the pure [`Domain`] on the other.
+//!
+//! One task owns everything. Whatever arrives becomes an [`Input`]; the outputs' events are journaled first, then the
+//! rest is carried out. What takes time (an IQ, the store) runs in a task of its own and comes back as [`Done`], so the loop
+//! itself never waits. It decides nothing about parts: that is `federation::domain`.
+
+mod commands;
+mod jobs;
+mod rooms;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result};
+use federation::agreement::Agreements;
+use federation::domain::{Domain, DomainConfig, Input, Lost, Output};
+use federation::event::Event;
+use federation::id::{DomainId, JobId, MessageId, Millis};
+use federation::message::{Body, Envelope};
+use federation::xmpp::{Agent, AgentEvent, FullJid, IqFailure, Responder};
+use serde::{Deserialize, Serialize};
+use storage::s3::Store;
+use tokio::sync::{mpsc, oneshot, watch};
+use tracing::{Instrument, error, info, info_span, warn};
+use xmpp_parsers::minidom::Element;
+
+use crate::config::Config;
+use crate::film::{FilmFailure, Prepared, Verified};
+use crate::hosts::{Hosts, TaskId};
+use crate::journal::Journal;
+use crate::record::{JobEvent, Record};
+use crate::rest::{Located, Snapshot};
+use crate::vault::Vault;
+
+/// Results of work outside the loop; as many as tasks may end at once on a busy home.
+const DONE_QUEUE: usize = 1024;
+/// Between looks at hosts and ads.
+const HOUSEKEEPING: Duration = Duration::from_secs(1);
+/// An ad is repeated this often even when nothing changed.
+const AD_REFRESH_MS: u64 = 30_000;
+
+/// A question from the REST side.
+pub enum Ask {
+    Locate { job: String, path: String, reply: oneshot::Sender<Located> },
+}
+
+/// What the journal holds.
+#[derive(Debug, Serialize, Deserialize)]
+enum Entry {
+    Domain(Event),
+    Job(JobEvent),
+}
+
+/// What work outside the loop brings back.
+enum Done {
+    Answer { id: MessageId, from: DomainId, result: Result<Envelope, Lost> },
+    Handed { jid: FullJid, task: TaskId, taken: bool },
+    Ordered { task: TaskId, url: Result<String, String> },
+    Prepared { job: JobId, result: Result<Box<Prepared>, FilmFailure> },
+    Checked { job: JobId, part: u32, attempt: u32, result: Result<Verified, String> },
+    Published { job: JobId, complete: bool, result: Result<(), FilmFailure> },
+}
+
+/// A domain that is in the Federation room now.
+struct Peer {
+    jid: FullJid,
+}
+
+pub struct Coordinator {
+    config: Config,
+    me: DomainId,
+    epoch: u64,
+    base_url: String,
+    domain: Domain,
+    journal: Journal,
+    vault: Vault,
+    store: Option<Store>,
+    /// Stores of jobs that bring their own credentials.
+    stores: BTreeMap<JobId, Store>,
+    agent: Agent,
+    events: mpsc::Receiver<AgentEvent>,
+    asks: mpsc::Receiver<Ask>,
+    done: (mpsc::Sender<Done>, mpsc::Receiver<Done>),
+    snapshot: watch::Sender<Arc<Snapshot>>,
+    rooms: rooms::Rooms,
+    peers: BTreeMap<DomainId, Peer>,
+    /// Requests of peers that the domain has still to answer.
+    open: BTreeMap<(DomainId, MessageId), Responder>,
+    hosts: Hosts,
+    records: BTreeMap<JobId, Record>,
+    /// Jobs with a publication under way: whether another is wanted after it.
+    publishing: BTreeMap<JobId, bool>,
+    /// What is known of a verified part between the check and the domain's word that it counts.
+    checked: BTreeMap<(JobId, u32, u32), Verified>,
+    /// When the last ad went out, its number, and the capacity in it.
+    ad: Option<(Millis, u64, (u32, u32))>,
+    /// The capacity that the domain object knows of.
+    told: Option<(u32, u32)>,
+    owners: jobs::Owners,
+}
+
+pub fn now() -> Millis {
+    Millis(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64))
+}
+
+impl Coordinator {
+    /// Opens journal, store and connection, and takes up again what was going on.
+    pub async fn start(
+        config: Config,
+        base_url: String,
+        asks: mpsc::Receiver<Ask>,
+        snapshot: watch::Sender<Arc<Snapshot>>,
+    ) -> Result<Self> {
+        std::fs::create_dir_all(&config.state_dir).context("make the state directory")?;
+        let journal = Journal::open(&config.state_dir.join("journal"))?;
+        let vault = Vault::open(&config.state_dir.join("vault.key"))?;
+        let epoch = journal.next_epoch()?;
+        let agreements = match &config.agreements.path {
+            Some(path) => {
+                let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+                Agreements::parse(&text).with_context(|| format!("understand {}", path.display()))?
+            }
+            None => Agreements::default(),
+        };
+        let store = match &config.s3 {
+            Some(s3) => Some(Store::connect(s3).await.context("set up the object store")?),
+            None => None,
+        };
+        let me = DomainId(config.domain.clone());
+        let seed = journal.seed()?;
+        let mut domain =
+            Domain::new(DomainConfig { me: me.clone(), epoch, seed, agreements, timers: config.timers.clone() });
+        let mut records: BTreeMap<JobId, Record> = BTreeMap::new();
+        for entry in journal.replay::<Entry>() {
+            match entry? {
+                Entry::Domain(event) => domain.replay(&event),
+                Entry::Job(event) => match records.get_mut(event.id()) {
+                    Some(record) => record.apply(&event),
+                    None => match Record::accepted(&event) {
+                        Some(record) => drop(records.insert(event.id().clone(), record)),
+                        None => warn!(job = %event.id(), "a journaled job is not understood; it is left out"),
+                    },
+                },
+            }
+        }
+        info!(epoch, entries = journal.len(), jobs = records.len(), "journal read");
+        let rooms = rooms::Rooms::new(&config)?;
+        let (agent, events) = Agent::start(&config.xmpp)?;
+        Ok(Self {
+            me,
+            epoch,
+            base_url,
+            domain,
+            journal,
+            vault,
+            store,
+            stores: BTreeMap::new(),
+            agent,
+            events,
+            asks,
+            done: mpsc::channel(DONE_QUEUE),
+            snapshot,
+            rooms,
+            peers: BTreeMap::new(),
+            open: BTreeMap::new(),
+            hosts: Hosts::default(),
+            records,
+            publishing: BTreeMap::new(),
+            checked: BTreeMap::new(),
+            ad: None,
+            told: None,
+            owners: BTreeMap::new(),
+            config,
+        })
+    }
+
+    /// Runs until `stop` resolves, then leaves the rooms.
+    pub async fn run(mut self, stop: impl Future<Output = ()>) -> Result<()> {
+        tokio::pin!(stop);
+        let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
+        self.enter().await;
+        if !self.journal.is_empty() {
+            self.step(Input::Restarted)?;
+            self.resume_jobs().await?;
+        }
+        loop {
+            let due = self.domain.deadline().map(|at| Duration::from_millis(at.since(now())));
+            tokio::select! {
+                () = &mut stop => break,
+                event = self.events.recv() => match event {
+                    Some(event) => self.on_agent(event).await?,
+                    None => anyhow::bail!("the XMPP connection's task ended"),
+                },
+                Some(done) = self.done.1.recv() => self.on_done(done)?,
+                Some(ask) = self.asks.recv() => self.on_ask(ask),
+                () = tokio::time::sleep(due.unwrap_or(Duration::MAX)), if due.is_some() => self.step(Input::Tick)?,
+                _ = housekeeping.tick() => self.keep_house().await?,
+            }
+            self.hand_out();
+            self.advertise().await?;
+            self.show();
+        }
+        info!("leaving");
+        self.agent.close().await;
+        Ok(())
+    }
+
+    /// One input through the pure domain: journal, then carry out.
+    fn step(&mut self, input: Input) -> Result<()> {
+        let outputs = self.domain.handle(now(), input);
+        let mut entries = Vec::new();
+        let mut orders = Vec::new();
+        for output in outputs {
+            match output {
+                Output::Event(event) => entries.push(Entry::Domain(event)),
+                other => {
+                    entries.extend(self.note(&other).map(Entry::Job));
+                    orders.push(other);
+                }
+            }
+        }
+        self.journal.append(&entries)?;
+        for entry in &entries {
+            if let Entry::Job(event) = entry
+                && let Some(record) = self.records.get_mut(event.id())
+            {
+                record.apply(event);
+            }
+        }
+        for order in orders {
+            self.carry_out(order)?;
+        }
+        Ok(())
+    }
+
+    /// Journals and applies what happened to a job outside its negotiation.
+    fn journal_job(&mut self, event: JobEvent) -> Result<()> {
+        let entry = Entry::Job(event);
+        self.journal.append(std::slice::from_ref(&entry))?;
+        if let Entry::Job(event) = &entry
+            && let Some(record) = self.records.get_mut(event.id())
+        {
+            record.apply(event);
+        }
+        Ok(())
+    }
+
+    fn carry_out(&mut self, output: Output) -> Result<()> {
+        match output {
+            Output::Event(_) => {}
+            Output::Send { to, envelope, timeout_ms } => self.send(to, envelope, Duration::from_millis(timeout_ms)),
+            Output::Reply { to, re, envelope } => {
+                if let Some(responder) = self.open.remove(&(to, re)) {
+                    responder.result(Some(envelope.into()));
+                }
+            }
+            Output::Run { home, job, lease, part, attempt, url } => {
+                let task = TaskId { lease, part, attempt };
+                match url.is_empty() {
+                    false => self.hosts.run(task, url),
+                    true => self.order_for_myself(&home, &job, task),
+                }
+            }
+            Output::Stop { lease, part, attempt } => self.stop_task(TaskId { lease, part, attempt }),
+            Output::Check { job, part, attempt, outputs } => self.check(job, part, attempt, outputs),
+            Output::Loaded { job, .. } => self.call_for_sound(&job)?,
+            Output::PartVerified { job, .. } => self.publish(&job),
+            Output::AllParts { job } => self.publish(&job),
+            Output::JobFailed { job, code, message } => self.end_failed(&job, &code, &message)?,
+            Output::JobDone { .. } | Output::JobCancelled { .. } => {} // said by us
+        }
+        Ok(())
+    }
+
+    fn send(&self, to: DomainId, mut envelope: Envelope, timeout: Duration) {
+        let done = self.done.0.clone();
+        let id = envelope.id.clone();
+        let Some(peer) = self.peers.get(&to).map(|p| p.jid.clone()) else {
+            self.spawn("unreachable", async move {
+                let _ = done.send(Done::Answer { id, from: to, result: Err(Lost::Unreachable) }).await;
+            });
+            return;
+        };
+        let agent = self.agent.clone();
+        let writer = self.order_writer(&envelope);
+        self.spawn("send", async move {
+            if let Body::Award(award) = &mut envelope.body {
+                for part in award.parts.iter_mut().filter(|p| p.url.is_empty()) {
+                    let Some(writer) = &writer else { return };
+                    match writer.write(part.part, part.attempt).await {
+                        Ok(url) => part.url = url,
+                        Err(error) => {
+                            warn!(part = part.part, %error, "the order could not be written; the award is not sent");
+                            let _ = done.send(Done::Answer { id, from: to, result: Err(Lost::Unreachable) }).await;
+                            return;
+                        }
+                    }
+                }
+            }
+            let result = match agent.iq_set(peer.into(), Element::from(envelope), timeout).await {
+                Ok(Some(payload)) => Envelope::try_from(payload).map_err(|_| Lost::NotUnderstood),
+                Ok(None) => Err(Lost::NotUnderstood),
+                Err(IqFailure::Timeout) => Err(Lost::Timeout),
+                Err(IqFailure::Reset | IqFailure::Closed) => Err(Lost::Reset),
+                Err(IqFailure::Remote(_) | IqFailure::TooLarge { .. }) => Err(Lost::Unreachable),
+            };
+            let _ = done.send(Done::Answer { id, from: to, result }).await;
+        });
+    }
+
+    fn on_done(&mut self, done: Done) -> Result<()> {
+        match done {
+            Done::Answer { id, from, result } => self.step(Input::Answer { id, from, result }),
+            Done::Handed { jid, task, taken } => {
+                if !taken {
+                    self.hosts.refused(&jid, &task);
+                }
+                Ok(())
+            }
+            Done::Ordered { task, url: Ok(url) } => {
+                self.hosts.run(task, url);
+                Ok(())
+            }
+            Done::Ordered { task, url: Err(reason) } => self.task_lost(task, "order-not-written", &reason),
+            Done::Prepared { job, result } => self.prepared(job, result),
+            Done::Checked { job, part, attempt, result } => {
+                let result = result.map(|verified| {
+                    self.checked.insert((job.clone(), part, attempt), verified);
+                });
+                if let Err(reason) = &result {
+                    warn!(%job, part, attempt, %reason, "a part's objects are not what was reported");
+                }
+                self.step(Input::Checked { job, part, attempt, result })
+            }
+            Done::Published { job, complete, result } => self.published(job, complete, result),
+        }
+    }
+
+    async fn keep_house(&mut self) -> Result<()> {
+        for task in self.hosts.silent(now()) {
+            self.task_lost(task, "host-silent", "its host manager fell silent")?;
+        }
+        Ok(())
+    }
+
+    fn spawn(&self, name: &'static str, work: impl Future<Output = ()> + Send + 'static) {
+        tokio::spawn(work.instrument(info_span!("work", name, domain = %self.me)));
+    }
+
+    /// Replaces what readers see.
+    fn show(&self) {
+        let jobs = self.documents();
+        let domains = self.domain_documents();
+        let ready = self.rooms.all_joined();
+        self.snapshot.send_replace(Arc::new(Snapshot { ready, jobs, domains }));
+    }
+
+    /// Logs what a person must look at.
+    fn report(&self, what: &str, error: &(dyn std::error::Error + 'static)) {
+        error!(error, "{what}");
+    }
+}

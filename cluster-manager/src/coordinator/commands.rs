@@ -1,0 +1,206 @@
+//! What clients ask for, from the Shell room or by IQ.
+
+use anyhow::Result;
+use federation::domain::Input;
+use federation::id::JobId;
+use federation::job::Job;
+use federation::view::DomainView;
+use federation::xmpp::FullJid;
+use serde::Serialize;
+use tracing::info;
+
+use super::{Ask, Coordinator, now};
+use crate::film::FilmJob;
+use crate::record::{JobEvent, Record};
+use crate::rest::Located;
+use crate::shell::{self, Command};
+use crate::view::{DomainDoc, ErrorDoc, JobDoc};
+
+/// An answer, for people and for programs.
+pub struct Answer {
+    pub text: String,
+    document: serde_json::Value,
+}
+
+impl Answer {
+    fn new<T: Serialize>(document: &T, text: String) -> Self {
+        Self { text, document: serde_json::to_value(document).unwrap_or_default() }
+    }
+
+    fn refused(error: &ErrorDoc) -> Self {
+        Self { text: shell::describe_error(error), document: serde_json::json!({ "error": error }) }
+    }
+
+    pub fn json(&self) -> String {
+        self.document.to_string()
+    }
+}
+
+fn error(code: &str, message: impl Into<String>, hint: &str) -> ErrorDoc {
+    ErrorDoc { code: code.into(), message: message.into(), hint: Some(hint.into()), line: None }
+}
+
+impl Coordinator {
+    pub(super) async fn command(&mut self, from: &FullJid, command: Command, in_room: bool) -> Result<Answer> {
+        info!(%from, command = command.name(), in_room, "asked");
+        Ok(match command {
+            Command::Help => Answer::new(&shell::HELP, shell::HELP.to_owned()),
+            Command::Jobs => {
+                let jobs: Vec<JobDoc> = self.documents().into_values().collect();
+                Answer::new(&jobs, shell::describe_jobs(&jobs))
+            }
+            Command::Domains => {
+                let domains = self.domain_documents();
+                Answer::new(&domains, shell::describe_domains(&domains))
+            }
+            Command::Status(id) => match self.document(&JobId(id.clone())) {
+                Some(job) => Answer::new(&job, shell::describe_job(&job)),
+                None => Answer::refused(&no_such_job(&id)),
+            },
+            Command::Cancel(id) => self.cancel(from, id)?,
+            Command::Submit(xml) => match self.submit(from, &xml, in_room).await? {
+                Ok(job) => {
+                    let text = format!("{} is taken; I tell you in private how it goes", job.id);
+                    Answer::new(&job, text)
+                }
+                Err(refusal) => Answer::refused(&refusal),
+            },
+        })
+    }
+
+    /// `Err` inside: refused, and nothing was journaled.
+    async fn submit(&mut self, from: &FullJid, xml: &str, in_room: bool) -> Result<Result<JobDoc, ErrorDoc>> {
+        let mut job = match Job::parse(xml) {
+            Ok(job) => job,
+            Err(refusal) => return Ok(Err(refusal.into())),
+        };
+        let credentials = std::mem::take(&mut job.credentials);
+        if !credentials.is_empty() && in_room {
+            return Ok(Err(error(
+                "credentials-in-room",
+                "the document bears keys, and everybody in this room has now seen them",
+                "withdraw these keys, and send such a job with `starling submit`, which does not pass the room",
+            )));
+        }
+        if credentials.is_empty() && self.store.is_none() {
+            return Ok(Err(error(
+                "no-store",
+                "this domain holds no keys to an object store",
+                "put credentials into the job, or ask the operator for a [s3] section",
+            )));
+        }
+        let id = JobId(format!("j-{}", &uuid::Uuid::new_v4().simple().to_string()[..8]));
+        let clear = job.to_xml();
+        let film = match FilmJob::new(&id.0, job) {
+            Ok(film) => film,
+            Err(failure) => return Ok(Err(failure.document())),
+        };
+        // One store holds source and target, so one pair of keys opens it.
+        let keys = match (credentials.source, credentials.target) {
+            (Some(source), Some(target)) if source != target => {
+                return Ok(Err(error(
+                    "two-keys",
+                    "source and target bring different keys",
+                    "give both places to one pair of keys",
+                )));
+            }
+            (source, target) => source.or(target),
+        };
+        let sealed = match keys {
+            Some(keys) => Some(self.vault.seal(&serde_json::to_string(&(keys.access_key, keys.secret_key))?)?),
+            None => None,
+        };
+        let owner = from.to_bare().to_string();
+        let event = JobEvent::Accepted { id: id.clone(), at: now(), owner, xml: clear, sealed };
+        let Some(record) = Record::accepted(&event) else {
+            return Ok(Err(error("internal", "the job could not be written down", "please report this job document")));
+        };
+        info!(job = %id, source = %film.job.source, "job accepted");
+        self.records.insert(id.clone(), record);
+        self.journal_job(event)?;
+        self.owners.insert(id.clone(), from.clone());
+        self.prepare(&id).await;
+        Ok(self.document(&id).ok_or_else(|| no_such_job(&id.0)))
+    }
+
+    fn cancel(&mut self, from: &FullJid, id: String) -> Result<Answer> {
+        let job = JobId(id.clone());
+        let Some(record) = self.records.get(&job) else { return Ok(Answer::refused(&no_such_job(&id))) };
+        if record.owner != from.to_bare().to_string() {
+            let refusal = error("not-yours", format!("{id} belongs to {}", record.owner), "ask its owner");
+            return Ok(Answer::refused(&refusal));
+        }
+        if record.ended.is_none() {
+            self.step(Input::CancelJob { job: job.clone(), reason: "cancelled by its owner".into() })?;
+            self.journal_job(JobEvent::Ended { id: job.clone(), at: now(), cancelled: true, error: None })?;
+        }
+        let document = self.document(&job).unwrap_or_default();
+        Ok(Answer::new(&document, shell::describe_job(&document)))
+    }
+
+    pub(super) fn on_ask(&self, ask: Ask) {
+        let Ask::Locate { job, path, reply } = ask;
+        let id = JobId(job);
+        let found = self.records.get(&id).and_then(|record| record.film.result_object(&path));
+        let (Some(object), Some(store)) = (found, self.store_of(&id)) else {
+            let _ = reply.send(Located::Nowhere); // the asker has gone: nothing to do
+            return;
+        };
+        let (store, ttl) = (store.clone(), self.url_ttl());
+        self.spawn("locate", async move {
+            let media_type = [
+                (".smil", "application/smil+xml"),
+                (".m3u8", "application/vnd.apple.mpegurl"),
+                (".mpd", "application/dash+xml"),
+                (".xspf", "application/xspf+xml"),
+            ];
+            let located = match media_type.iter().find(|(ending, _)| path.ends_with(ending)) {
+                // Documents are small; one that is not is not ours.
+                Some((_, media_type)) => match store.get(&object, 16 << 20).await {
+                    Ok(bytes) => Located::Document(bytes.to_vec(), media_type),
+                    Err(_) => Located::Nowhere,
+                },
+                None => store.presign_get(&object, ttl).await.map_or(Located::Nowhere, Located::Elsewhere),
+            };
+            let _ = reply.send(located);
+        });
+    }
+
+    pub(super) fn domain_documents(&self) -> Vec<DomainDoc> {
+        let mut domains: Vec<DomainDoc> = self.domain.domains().map(|view| self.domain_document(view)).collect();
+        domains.sort_by(|a, b| (!a.home, &a.name).cmp(&(!b.home, &b.name)));
+        domains
+    }
+}
+
+impl Coordinator {
+    fn domain_document(&self, view: DomainView) -> DomainDoc {
+        let (slots, slots_free) = self.hosts.capacity();
+        let mine = DomainDoc {
+            name: view.domain.to_string(),
+            health: "ok".into(),
+            home: view.me,
+            slots,
+            slots_free,
+            price: self.domain.config().agreements.price,
+            version: env!("CARGO_PKG_VERSION").into(),
+            marks: view.mark.iter().map(|mark| mark.name().to_owned()).collect(),
+        };
+        match view.ad {
+            _ if view.me => mine,
+            Some(ad) => DomainDoc {
+                health: ad.health,
+                slots: ad.slots,
+                slots_free: ad.slots_free,
+                price: ad.price,
+                version: ad.version,
+                ..mine
+            },
+            None => DomainDoc { health: "gone".into(), slots: 0, slots_free: 0, ..mine },
+        }
+    }
+}
+
+fn no_such_job(id: &str) -> ErrorDoc {
+    error("no-such-job", format!("there is no job {id} here"), "`jobs` lists them")
+}

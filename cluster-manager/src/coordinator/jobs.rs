@@ -1,0 +1,400 @@
+//! The life of the jobs that are at home here, outside their negotiation: prepare, order, check, publish, end.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Result;
+use federation::cluster::{Failure, Status, Stop};
+use federation::domain::{Input, Output};
+use federation::id::{DomainId, JobId};
+use federation::message::{self, Ad, Envelope};
+use federation::xmpp::{FullJid, payload};
+use storage::error::StoreError;
+use storage::s3::{S3Config, Secret, Store};
+use tracing::{info, warn};
+
+use super::{AD_REFRESH_MS, Coordinator, Done, now};
+use crate::film::{FilmFailure, FilmJob, Prepared};
+use crate::hosts::TaskId;
+use crate::record::{self, JobEvent, Record};
+use crate::shell;
+use crate::view::{JobDoc, OfferDoc};
+
+/// How long a host manager has to take a task.
+const HAND_OUT: Duration = Duration::from_secs(5);
+/// The kinds of job this build works on.
+const KINDS: &str = "transcode";
+/// Between two ads when something changed.
+const AD_GAP_MS: u64 = 500;
+
+/// Writes orders while the coordinator goes on.
+pub(super) struct OrderWriter {
+    film: FilmJob,
+    prepared: Arc<Prepared>,
+    pieces: BTreeMap<u32, message::Output>,
+    store: Store,
+    ttl: Duration,
+}
+
+impl OrderWriter {
+    pub(super) async fn write(&self, part: u32, attempt: u32) -> Result<String, StoreError> {
+        self.film.order(&self.store, &self.prepared, &self.pieces, part, attempt, self.ttl).await
+    }
+}
+
+impl Coordinator {
+    pub(super) fn url_ttl(&self) -> Duration {
+        Duration::from_secs(self.config.job.url_ttl_seconds)
+    }
+
+    pub(super) fn store_of(&self, job: &JobId) -> Option<&Store> {
+        self.stores.get(job).or(self.store.as_ref())
+    }
+
+    /// Reads the index in the background.
+    pub(super) async fn prepare(&mut self, id: &JobId) {
+        let Some(record) = self.records.get(id) else { return };
+        let (film, sealed) = (record.film.clone(), record.sealed.clone());
+        if let Some(sealed) = sealed
+            && let Err(error) = self.open_own_store(id, &sealed).await
+        {
+            warn!(job = %id, %error, "the job's own keys cannot be used");
+        }
+        let Some(store) = self.store_of(id).cloned() else { return };
+        let (job, done, chunk_seconds) = (id.clone(), self.done.0.clone(), self.config.job.chunk_seconds);
+        self.spawn("prepare", async move {
+            let result = film.prepare(&store, chunk_seconds).await.map(Box::new);
+            let _ = done.send(Done::Prepared { job, result }).await; // fails only when we are leaving
+        });
+    }
+
+    async fn open_own_store(&mut self, id: &JobId, sealed: &str) -> Result<()> {
+        let (access_key, secret_key): (String, String) = serde_json::from_str(&self.vault.open_sealed(sealed)?)?;
+        let base = self.config.s3.clone().unwrap_or_default();
+        let config = S3Config {
+            access_key: Some(access_key),
+            secret_key: Some(Secret::new(secret_key)),
+            secret_key_file: None,
+            ..base
+        };
+        self.stores.insert(id.clone(), Store::connect(&config).await?);
+        Ok(())
+    }
+
+    pub(super) fn prepared(&mut self, id: JobId, result: Result<Box<Prepared>, FilmFailure>) -> Result<()> {
+        if self.records.get(&id).is_none_or(|r| r.ended.is_some()) {
+            return Ok(()); // cancelled meanwhile
+        }
+        match result {
+            Ok(prepared) => {
+                info!(job = %id, parts = prepared.plan.parts.len(), bytes = prepared.size, "index read");
+                self.journal_job(JobEvent::Prepared { id: id.clone(), at: now(), prepared })?;
+                self.submit_parts(id)
+            }
+            Err(failure) => {
+                warn!(job = %id, code = failure.code, "cannot be prepared");
+                self.journal_job(record::failed(&id, now(), &failure))?;
+                self.tell_owner(&id);
+                Ok(())
+            }
+        }
+    }
+
+    fn submit_parts(&mut self, id: JobId) -> Result<()> {
+        let Some(record) = self.records.get(&id) else { return Ok(()) };
+        let Some((_, prepared)) = &record.prepared else { return Ok(()) };
+        let job = &record.film.job;
+        let input = Input::Submit {
+            job: id,
+            kind: job.kind.name().to_owned(),
+            parts: record.film.calls(prepared),
+            deadline: job.options.deadline_ms.map(|ms| record.submitted.plus(ms)),
+            budget: job.options.budget,
+        };
+        self.step(input)
+    }
+
+    /// After a restart: everything that was accepted goes on.
+    pub(super) async fn resume_jobs(&mut self) -> Result<()> {
+        let open: Vec<_> = self.records.iter().filter(|(_, r)| r.ended.is_none()).map(|(id, _)| id.clone()).collect();
+        for id in open {
+            info!(job = %id, "taken up again");
+            let Some(record) = self.records.get(&id) else { continue };
+            let (is_prepared, sealed) = (record.prepared.is_some(), record.sealed.clone());
+            if !is_prepared {
+                self.prepare(&id).await;
+                continue;
+            }
+            if let Some(sealed) = sealed {
+                self.open_own_store(&id, &sealed).await?;
+            }
+            if !self.domain.book().jobs.contains_key(&id) {
+                self.submit_parts(id.clone())?;
+            }
+            self.call_for_sound(&id)?;
+            self.publish(&id);
+        }
+        Ok(())
+    }
+
+    /// What an output means for the journal of jobs; written in one batch with the domain's own events.
+    pub(super) fn note(&mut self, output: &Output) -> Option<JobEvent> {
+        match output {
+            Output::Loaded { job, part, outputs, .. } => {
+                let record = self.records.get(job)?;
+                let piece = outputs.first().filter(|_| !record.pieces.contains_key(part))?;
+                Some(JobEvent::Loaded { id: job.clone(), part: *part, piece: piece.clone() })
+            }
+            Output::PartVerified { job, part, attempt, domain, by, usage, .. } => {
+                let verified = self.checked.remove(&(job.clone(), *part, *attempt))?;
+                Some(JobEvent::Verified {
+                    id: job.clone(),
+                    at: now(),
+                    part: *part,
+                    domain: domain.clone(),
+                    by: by.clone(),
+                    usage: usage.clone(),
+                    verified,
+                })
+            }
+            _ => None,
+        }
+    }
+
+    /// Once all sound packets are in the store, encoding them becomes a part of its own.
+    pub(super) fn call_for_sound(&mut self, id: &JobId) -> Result<()> {
+        let Some(record) = self.records.get(id).filter(|r| r.sound_is_loaded()) else { return Ok(()) };
+        let Some((_, prepared)) = &record.prepared else { return Ok(()) };
+        let Some(call) = record.film.audio_call(prepared, &record.pieces) else { return Ok(()) };
+        if self.domain.book().jobs.get(id).is_some_and(|job| job.parts.contains_key(&call.part)) {
+            return Ok(());
+        }
+        self.step(Input::AddParts { job: id.clone(), parts: vec![call] })
+    }
+
+    fn writer(&self, home: &DomainId, id: &JobId) -> Option<OrderWriter> {
+        let record = self.records.get(id).filter(|_| *home == self.me)?;
+        let (_, prepared) = record.prepared.as_ref()?;
+        let (film, prepared, pieces) = (record.film.clone(), prepared.clone(), record.pieces.clone());
+        Some(OrderWriter { film, prepared, pieces, store: self.store_of(id)?.clone(), ttl: self.url_ttl() })
+    }
+
+    pub(super) fn order_writer(&self, envelope: &Envelope) -> Option<OrderWriter> {
+        self.writer(&envelope.home, &envelope.job)
+    }
+
+    pub(super) fn order_for_myself(&self, home: &DomainId, job: &JobId, task: TaskId) {
+        let Some(writer) = self.writer(home, job) else { return };
+        let done = self.done.0.clone();
+        self.spawn("order", async move {
+            let url = writer.write(task.part, task.attempt).await.map_err(|error| error.to_string());
+            let _ = done.send(Done::Ordered { task, url }).await; // fails only when we are leaving
+        });
+    }
+
+    pub(super) fn check(&self, job: JobId, part: u32, attempt: u32, outputs: Vec<message::Output>) {
+        let Some(writer) = self.writer(&self.me, &job) else { return };
+        let done = self.done.0.clone();
+        self.spawn("check", async move {
+            let OrderWriter { film, prepared, store, .. } = writer;
+            let result = film.check(&store, &prepared, part, attempt, &outputs).await;
+            let _ = done.send(Done::Checked { job, part, attempt, result }).await; // fails only when we are leaving
+        });
+    }
+
+    /// Writes the manifests for what there is; one writing at a time, and another after it if more came.
+    pub(super) fn publish(&mut self, id: &JobId) {
+        if let Some(again) = self.publishing.get_mut(id) {
+            *again = true;
+            return;
+        }
+        let Some(record) = self.records.get(id).filter(|r| r.ended.is_none() && !r.verified.is_empty()) else { return };
+        let (Some((_, prepared)), Some(store)) = (record.prepared.clone(), self.store_of(id).cloned()) else { return };
+        let (film, verified, complete) = (record.film.clone(), record.verified.clone(), record.is_complete());
+        let (job, done) = (id.clone(), self.done.0.clone());
+        self.publishing.insert(id.clone(), false);
+        self.spawn("publish", async move {
+            let mut result = film.publish(&store, &prepared, &verified).await;
+            if complete
+                && result.is_ok()
+                && let Err(error) = film.tidy(&store).await
+            {
+                warn!(job = %job, %error, "orders and raw sound could not be removed");
+                result = Ok(());
+            }
+            let _ = done.send(Done::Published { job, complete, result }).await; // fails only when we are leaving
+        });
+    }
+
+    pub(super) fn published(&mut self, id: JobId, complete: bool, result: Result<(), FilmFailure>) -> Result<()> {
+        let again = self.publishing.remove(&id).unwrap_or(false);
+        let Some(record) = self.records.get(&id).filter(|r| r.ended.is_none()) else { return Ok(()) };
+        if let Err(failure) = result {
+            self.step(Input::FailJob {
+                job: id.clone(),
+                code: failure.code.clone(),
+                message: failure.message.clone(),
+            })?;
+            return self.end_failed(&id, &failure.code, &failure.message);
+        }
+        if record.published.is_none() {
+            info!(job = %id, "can be played from here on");
+            self.journal_job(JobEvent::Published { id: id.clone(), at: now() })?;
+        }
+        if complete {
+            info!(job = %id, "done");
+            self.journal_job(JobEvent::Ended { id: id.clone(), at: now(), cancelled: false, error: None })?;
+            self.step(Input::Finish { job: id.clone() })?;
+            self.tell_owner(&id);
+        } else if again {
+            self.publish(&id);
+        }
+        Ok(())
+    }
+
+    pub(super) fn end_failed(&mut self, id: &JobId, code: &str, message: &str) -> Result<()> {
+        if self.records.get(id).is_none_or(|r| r.ended.is_some()) {
+            return Ok(());
+        }
+        warn!(job = %id, code, "failed");
+        let failure = FilmFailure { code: code.into(), message: message.into(), hint: None };
+        self.journal_job(record::failed(id, now(), &failure))?;
+        self.tell_owner(id);
+        Ok(())
+    }
+
+    /// In private, because the addresses are nobody else's business.
+    fn tell_owner(&self, id: &JobId) {
+        let Some(document) = self.document(id) else { return };
+        // After a restart the full JID is not known any more; the account is.
+        let to = match self.owners.get(id) {
+            Some(full) => full.clone().into(),
+            None => match document.owner.parse() {
+                Ok(bare) => bare,
+                Err(_) => return,
+            },
+        };
+        let (agent, text) = (self.agent.clone(), shell::describe_job(&document));
+        let json = payload::json_element(&serde_json::to_string(&document).unwrap_or_default());
+        self.spawn("tell owner", async move {
+            if let Err(error) = agent.message(to, Some(&text), Some(json)).await {
+                warn!(%error, "the owner could not be told");
+            }
+        });
+    }
+
+    pub(super) fn task_lost(&mut self, task: TaskId, code: &str, reason: &str) -> Result<()> {
+        warn!(%task, code, "a task is lost");
+        let failure = Failure { class: "resource".into(), retryable: true, code: code.into(), log: reason.into() };
+        let status = Status {
+            task: task.to_string(),
+            state: "failed".into(),
+            bytes: 0,
+            percent: 0.0,
+            outputs: Vec::new(),
+            usage: None,
+            failure: Some(failure),
+        };
+        let TaskId { lease, part, attempt } = task;
+        self.step(Input::Task { lease, part, attempt, status })
+    }
+
+    pub(super) fn stop_task(&mut self, task: TaskId) {
+        let Some(jid) = self.hosts.stop(&task) else { return };
+        let agent = self.agent.clone();
+        self.spawn("stop", async move {
+            if let Err(error) = agent.iq_set(jid.into(), Stop { task: task.to_string() }.into(), HAND_OUT).await {
+                warn!(%task, %error, "could not be stopped; its result will be refused");
+            }
+        });
+    }
+
+    /// Gives waiting tasks to hosts with room.
+    pub(super) fn hand_out(&mut self) {
+        while let Some((jid, task, run)) = self.hosts.assign() {
+            let (agent, done) = (self.agent.clone(), self.done.0.clone());
+            self.spawn("hand out", async move {
+                let answer = agent.iq_set(jid.clone().into(), run.into(), HAND_OUT).await;
+                if let Err(error) = &answer {
+                    info!(%task, %jid, %error, "not taken");
+                }
+                let _ = done.send(Done::Handed { jid, task, taken: answer.is_ok() }).await; // fails only when we are leaving
+            });
+        }
+    }
+
+    pub(super) fn ad(&self) -> Ad {
+        let (slots, slots_free) = self.hosts.capacity();
+        Ad {
+            domain: self.me.clone(),
+            epoch: self.epoch,
+            seq: self.ad.map_or(0, |(_, seq, _)| seq) + 1,
+            health: "ok".into(),
+            slots,
+            slots_free,
+            price: self.domain.config().agreements.price,
+            region: self.config.region.clone(),
+            kinds: KINDS.into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+        }
+    }
+
+    /// Tells the own domain object at once and the federation soon when capacity changes.
+    pub(super) async fn advertise(&mut self) -> Result<()> {
+        let capacity = self.hosts.capacity();
+        if self.told != Some(capacity) {
+            self.told = Some(capacity);
+            self.step(Input::Capacity { slots: capacity.0, free: capacity.1 })?;
+        }
+        let (at, seq, last) = self.ad.unwrap_or_default();
+        let wait = if last == capacity { AD_REFRESH_MS } else { AD_GAP_MS };
+        if self.ad.is_none() || now().since(at) >= wait {
+            let ad = self.ad();
+            self.ad = Some((now(), seq + 1, capacity));
+            self.agent.update_presence(&self.rooms.federation.clone(), ad.into()).await?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn documents(&self) -> BTreeMap<String, JobDoc> {
+        self.records.keys().filter_map(|id| Some((id.0.clone(), self.document(id)?))).collect()
+    }
+
+    /// What is known of a job from both its record and its negotiation.
+    pub(super) fn document(&self, id: &JobId) -> Option<JobDoc> {
+        let record: &Record = self.records.get(id)?;
+        let mut document = record.document(&self.base_url);
+        let Some(view) = self.domain.job(id) else { return Some(document) };
+        for part in &view.parts {
+            let Some(shown) = document.parts.iter_mut().find(|shown| shown.n == part.n) else { continue };
+            shown.state = part.state.to_owned();
+            shown.domain = part.domain.as_ref().map(ToString::to_string);
+            shown.by = part.by.as_ref().map(ToString::to_string);
+            shown.attempt = part.attempt;
+            shown.percent = part.percent;
+            shown.bytes = part.bytes;
+        }
+        if record.ended.is_none()
+            && document.parts.iter().any(|p| !matches!(p.state.as_str(), "open" | "offered" | "awarded"))
+        {
+            document.state = if record.is_complete() { "finalising" } else { "running" }.to_owned();
+        }
+        document.offers = view
+            .offers
+            .iter()
+            .map(|offer| OfferDoc {
+                domain: offer.domain.to_string(),
+                outcome: offer.refused.clone().unwrap_or_else(|| "bid".to_owned()),
+                parts_max: offer.parts_max.unwrap_or(0),
+                price: offer.price.unwrap_or(0.0),
+                awarded: view.parts.iter().filter(|p| p.domain.as_ref() == Some(&offer.domain)).count() as u32,
+            })
+            .collect();
+        document.timeline.splice(0..0, record.negotiation(&view.timeline));
+        Some(document)
+    }
+}
+
+/// Who submitted, while that session lasts.
+pub(super) type Owners = BTreeMap<JobId, FullJid>;

@@ -1,0 +1,387 @@
+//! A transcoding job at its home: read the index, write the orders, check what comes back, publish what is there.
+//!
+//! Everything here works on one [`Store`] and holds no state of its own; what must be remembered is in [`Prepared`] and
+//! [`Verified`], which the coordinator journals.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+use federation::job::{self, Job};
+use federation::message::{Output, PartCall};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use storage::error::{Reason, StoreError};
+use storage::film::fragment::{self, Inspection};
+use storage::film::part::{
+    AudioCut, AudioPiece, AudioWork, PartSpec, Rendition, RenditionOutput, Source, VideoWork, Work,
+};
+use storage::film::plan::{Plan, PlanOptions};
+use storage::film::probe::{Probe, Step};
+use storage::object::ObjectPath;
+use storage::s3::{PutOptions, Store};
+
+use crate::results::{self, Document, Links, Sound, SoundTrack};
+use crate::view::ErrorDoc;
+
+/// No result object of one part is larger; more is a hostile or broken domain.
+const OBJECT_BYTES_MAX: u64 = 1 << 30;
+/// More objects than a job's orders and sound pieces can be.
+const LIST_MAX: usize = 100_000;
+/// Marks the target prefix as one job's.
+const CLAIM: &str = "starling.json";
+const AUDIO_BIT_RATE: u32 = 128_000;
+
+/// A job document with its places understood.
+#[derive(Clone, Debug)]
+pub struct FilmJob {
+    pub id: String,
+    pub job: Job,
+    pub source: ObjectPath,
+    /// A prefix; ends with `/`.
+    pub target: ObjectPath,
+}
+
+/// What the index said; enough to write any order.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Prepared {
+    pub etag: String,
+    pub size: u64,
+    pub plan: Plan,
+}
+
+/// A part whose objects are in the store and are what the order asked for.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Verified {
+    /// One for each rendition, in the job's order; or the encoded sound.
+    pub objects: Vec<VerifiedObject>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct VerifiedObject {
+    /// Relative to the target.
+    pub key: String,
+    pub size: u64,
+    pub inspection: Inspection,
+}
+
+/// Why a job cannot go on; shown to its owner.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct FilmFailure {
+    pub code: String,
+    pub message: String,
+    pub hint: Option<String>,
+}
+
+impl FilmFailure {
+    fn new(code: &str, message: impl Into<String>, hint: &str) -> Self {
+        Self { code: code.into(), message: message.into(), hint: Some(hint.into()) }
+    }
+
+    pub fn document(&self) -> ErrorDoc {
+        ErrorDoc { code: self.code.clone(), message: self.message.clone(), hint: self.hint.clone(), line: None }
+    }
+}
+
+impl FilmJob {
+    pub fn new(id: &str, job: Job) -> Result<Self, FilmFailure> {
+        let place = |uri: &str| {
+            uri.parse::<ObjectPath>()
+                .map_err(|error| FilmFailure::new("bad-place", error.to_string(), "places look like s3://bucket/key"))
+        };
+        let source = place(&job.source)?;
+        let target = place(&format!("{}/", job.target.trim_end_matches('/')))?;
+        Ok(Self { id: id.to_owned(), job, source, target })
+    }
+
+    /// Number of the part that encodes the sound; one after the last video part.
+    pub fn audio_part(prepared: &Prepared) -> Option<u32> {
+        prepared.plan.film.audio.as_ref().map(|_| prepared.plan.parts.len() as u32)
+    }
+
+    /// Where an object of the result is, if `relative` names one that players may ask for.
+    pub fn result_object(&self, relative: &str) -> Option<ObjectPath> {
+        let hidden = relative.split('/').any(|part| part.is_empty() || part.starts_with('.'));
+        self.target.join(relative).ok().filter(|_| !hidden)
+    }
+
+    /// Claims the target, then reads the source's index by ranged GETs.
+    pub async fn prepare(&self, store: &Store, chunk_seconds: f64) -> Result<Prepared, FilmFailure> {
+        self.claim(store).await?;
+        let meta = store.head(&self.source).await.map_err(|e| self.source_failure(&e))?;
+        let options = PlanOptions {
+            chunk_seconds: self.job.options.chunk_seconds.map_or(chunk_seconds, f64::from),
+            ..Default::default()
+        };
+        let mut probe = Probe::new(meta.size, options);
+        loop {
+            match probe.step().map_err(|e| FilmFailure::new(e.code(), format!("{}: {e}", self.job.source), e.hint()))? {
+                Step::Done(plan) => return Ok(Prepared { etag: meta.etag, size: meta.size, plan: *plan }),
+                Step::Need(ranges) => {
+                    for range in ranges {
+                        let bytes = store
+                            .get_range(&self.source, range, Some(&meta.etag))
+                            .await
+                            .map_err(|e| self.source_failure(&e))?;
+                        probe.supply(range, bytes.to_vec());
+                    }
+                }
+            }
+        }
+    }
+
+    async fn claim(&self, store: &Store) -> Result<(), FilmFailure> {
+        let claim = self.target.join(CLAIM).map_err(|e| self.target_failure(&e))?;
+        let body = serde_json::json!({ "job": self.id }).to_string();
+        let options =
+            PutOptions { only_if_absent: true, content_type: Some("application/json".into()), ..Default::default() };
+        match store.put(&claim, Bytes::from(body), options).await {
+            Ok(_) => Ok(()),
+            Err(error) if error.code() == "exists" => {
+                let holder = store.get(&claim, 1 << 20).await.map_err(|e| self.target_failure(&e))?;
+                let holder: serde_json::Value = serde_json::from_slice(&holder).unwrap_or_default();
+                if holder["job"] == self.id.as_str() {
+                    return Ok(());
+                }
+                Err(FilmFailure::new(
+                    "target-occupied",
+                    format!("{} already holds the result of job {}", self.job.target, holder["job"]),
+                    "choose another target, or delete what is there",
+                ))
+            }
+            Err(error) => Err(self.target_failure(&error)),
+        }
+    }
+
+    fn source_failure(&self, error: &StoreError) -> FilmFailure {
+        let code = match error.code() {
+            "not-found" => "source-missing",
+            "forbidden" => "source-forbidden",
+            "changed" => "source-changed",
+            other => other,
+        };
+        FilmFailure::new(code, format!("{}: {error}", self.job.source), "check the source's name and the keys' rights")
+    }
+
+    fn target_failure(&self, error: &StoreError) -> FilmFailure {
+        let code = if error.code() == "forbidden" { "target-forbidden" } else { error.code() };
+        FilmFailure::new(code, format!("{}: {error}", self.job.target), "check the target's name and the keys' rights")
+    }
+
+    /// What is called out for bids.
+    pub fn calls(&self, prepared: &Prepared) -> Vec<PartCall> {
+        let rate = work_rate(&self.job.renditions);
+        let calls = prepared.plan.parts.iter().enumerate().map(|(n, part)| PartCall {
+            part: n as u32,
+            bytes: part.bytes(),
+            work_ms: (part.duration_seconds * 1000.0 * rate) as u64,
+        });
+        calls.collect()
+    }
+
+    pub fn audio_call(&self, prepared: &Prepared, pieces: &BTreeMap<u32, Output>) -> Option<PartCall> {
+        let part = Self::audio_part(prepared)?;
+        let bytes = pieces.values().map(|piece| piece.size).sum();
+        // AAC encodes at some fifty times real time on one core.
+        Some(PartCall { part, bytes, work_ms: (prepared.plan.film.duration * 20.0) as u64 })
+    }
+
+    /// Writes the order for one attempt of one part and returns its presigned URL.
+    pub async fn order(
+        &self,
+        store: &Store,
+        prepared: &Prepared,
+        pieces: &BTreeMap<u32, Output>,
+        part: u32,
+        attempt: u32,
+        ttl: Duration,
+    ) -> Result<String, StoreError> {
+        let work = match prepared.plan.parts.get(part as usize) {
+            Some(planned) => {
+                let mut renditions = Vec::new();
+                for rendition in &self.job.renditions {
+                    let object = self.target.join(&video_name(rendition, part, attempt))?;
+                    let put = store.presign_put(&object, ttl, None).await?;
+                    renditions.push(RenditionOutput {
+                        rendition: encoding(rendition),
+                        key: object.key().to_owned(),
+                        put,
+                    });
+                }
+                let audio = match &planned.audio {
+                    Some(span) => {
+                        let object = self.target.join(&format!(".starling/{}/sound-{part:05}-{attempt}", self.id))?;
+                        let put = store.presign_put(&object, ttl, None).await?;
+                        let format = span.format.clone();
+                        Some(AudioCut { lo: span.lo, hi: span.hi, format, key: object.key().to_owned(), put })
+                    }
+                    None => None,
+                };
+                let url = store.presign_get(&self.source, ttl).await?;
+                let source = Source { url, etag: prepared.etag.clone(), size: prepared.size };
+                Work::Video(VideoWork { source, input: planned.input.clone(), clip: planned.clip, renditions, audio })
+            }
+            None => {
+                let object = self.target.join(&audio_name(attempt))?;
+                let put = store.presign_put(&object, ttl, None).await?;
+                let mut ordered = Vec::new();
+                for piece in pieces.values() {
+                    let place = ObjectPath::new(self.target.bucket(), &piece.key)?;
+                    let url = store.presign_get(&place, ttl).await?;
+                    ordered.push(AudioPiece { url, size: piece.size, sha256: piece.sha256.clone() });
+                }
+                Work::Audio(AudioWork {
+                    format: prepared.plan.film.audio.as_ref().map(|a| a.format.clone()).unwrap_or_default(),
+                    pieces: ordered,
+                    offset_seconds: prepared.plan.audio_offset_seconds,
+                    bit_rate: AUDIO_BIT_RATE,
+                    key: object.key().to_owned(),
+                    put,
+                })
+            }
+        };
+        let spec = PartSpec { job: self.id.clone(), part, attempt, work };
+        let body = serde_json::to_vec(&spec)
+            .map_err(|e| StoreError::new(Reason::BadInput, "write the order to", &self.target, e.to_string()))?;
+        let object = self.target.join(&format!(".starling/{}/order-{part:05}-{attempt}.json", self.id))?;
+        let options = PutOptions { content_type: Some("application/json".into()), ..Default::default() };
+        store.put(&object, Bytes::from(body), options).await?;
+        store.presign_get(&object, ttl).await
+    }
+
+    /// Reads the objects of a part back and compares them with what was reported and with what was ordered. The `Err` says
+    /// in words what is wrong with them.
+    pub async fn check(
+        &self,
+        store: &Store,
+        prepared: &Prepared,
+        part: u32,
+        attempt: u32,
+        outputs: &[Output],
+    ) -> Result<Verified, String> {
+        let planned = prepared.plan.parts.get(part as usize);
+        let expected: Vec<String> = match planned {
+            Some(_) => self.job.renditions.iter().map(|r| video_name(r, part, attempt)).collect(),
+            None => vec![audio_name(attempt)],
+        };
+        let mut objects = Vec::new();
+        for name in expected {
+            let place = self.target.join(&name).map_err(|e| e.to_string())?;
+            let key = place.key();
+            let output = outputs.iter().find(|o| o.key == key).ok_or_else(|| format!("{key} was not reported"))?;
+            let bytes = store.get(&place, OBJECT_BYTES_MAX).await.map_err(|e| format!("{key}: {e}"))?;
+            if bytes.len() as u64 != output.size {
+                return Err(format!("{key} has {} bytes, reported were {}", bytes.len(), output.size));
+            }
+            if hex(&Sha256::digest(&bytes)) != output.sha256 {
+                return Err(format!("{key} has another hash than reported"));
+            }
+            let inspection = fragment::inspect(&bytes).map_err(|e| format!("{key}: {e}"))?;
+            if let Some(planned) = planned {
+                fragment::check(&inspection.summary, &planned.clip).map_err(|e| format!("{key}: {e}"))?;
+            }
+            objects.push(VerifiedObject { key: name, size: output.size, inspection });
+        }
+        Ok(Verified { objects })
+    }
+
+    /// Writes SMIL, HLS and DASH for what is there.
+    pub async fn publish(
+        &self,
+        store: &Store,
+        prepared: &Prepared,
+        verified: &BTreeMap<u32, Verified>,
+    ) -> Result<(), FilmFailure> {
+        for document in self.results(prepared, verified)? {
+            let options = PutOptions { content_type: Some(document.content_type.into()), ..Default::default() };
+            let place = self.target.join(&document.key).map_err(|e| self.target_failure(&e))?;
+            store.put(&place, Bytes::from(document.body), options).await.map_err(|e| self.target_failure(&e))?;
+        }
+        Ok(())
+    }
+
+    fn results(&self, prepared: &Prepared, verified: &BTreeMap<u32, Verified>) -> Result<Vec<Document>, FilmFailure> {
+        // Relative names, so that the result stays whole wherever the prefix is copied to.
+        results::documents(&self.film(prepared, verified), &Links::Relative { base: "" })
+            .map_err(|e| FilmFailure::new(e.code(), e.to_string(), "all domains must run the same encoder build"))
+    }
+
+    /// Removes the orders and the raw sound; what is left is the result.
+    pub async fn tidy(&self, store: &Store) -> Result<(), StoreError> {
+        for object in store.list(&self.target.join(&format!(".starling/{}/", self.id))?, LIST_MAX).await? {
+            store.delete(&ObjectPath::new(self.target.bucket(), &object.key)?).await?;
+        }
+        Ok(())
+    }
+
+    fn film(&self, prepared: &Prepared, verified: &BTreeMap<u32, Verified>) -> results::Film {
+        let parts = &prepared.plan.parts;
+        let chunk = |object: &VerifiedObject| results::Chunk {
+            key: object.key.clone(),
+            size: object.size,
+            summary: object.inspection.summary.clone(),
+        };
+        let renditions = self.job.renditions.iter().enumerate().map(|(i, rendition)| results::RenditionTrack {
+            name: track_name(rendition),
+            parts: (0..parts.len() as u32)
+                .map(|n| verified.get(&n).and_then(|v| v.objects.get(i)).map(chunk))
+                .collect(),
+        });
+        let sound = match Self::audio_part(prepared) {
+            None => Sound::Silent,
+            Some(n) => match verified.get(&n).and_then(|v| v.objects.first()) {
+                None => Sound::Pending,
+                Some(object) => Sound::Ready(sound_track(object)),
+            },
+        };
+        results::Film {
+            title: self.job.title.clone().unwrap_or_else(|| self.id.clone()),
+            duration_seconds: prepared.plan.film.duration,
+            longest_part_seconds: parts.iter().map(|p| p.duration_seconds).fold(0.0, f64::max),
+            renditions: renditions.collect(),
+            sound,
+        }
+    }
+}
+
+fn sound_track(object: &VerifiedObject) -> SoundTrack {
+    SoundTrack {
+        key: object.key.clone(),
+        size: object.size,
+        summary: object.inspection.summary.clone(),
+        fragments: object.inspection.fragments.clone(),
+    }
+}
+
+fn video_name(rendition: &job::Rendition, part: u32, attempt: u32) -> String {
+    format!("{}/v{part:05}-{attempt}.mp4", track_name(rendition))
+}
+
+fn audio_name(attempt: u32) -> String {
+    format!("audio/a-{attempt}.mp4")
+}
+
+fn track_name(rendition: &job::Rendition) -> String {
+    format!("{}p-{}-crf{}", rendition.height, rendition.codec, rendition.crf)
+}
+
+fn encoding(rendition: &job::Rendition) -> Rendition {
+    Rendition {
+        height: rendition.height,
+        codec: rendition.codec.to_string(),
+        crf: rendition.crf,
+        preset: rendition.preset.to_string(),
+    }
+}
+
+/// Core seconds for one second of film: measured 0.19 for 720p to 480p `veryfast`, of which about 0.07 decodes; encoding
+/// grows with the pixels.
+fn work_rate(renditions: &[job::Rendition]) -> f64 {
+    let pixels = |height: u32| f64::from(height) * f64::from(height) * 16.0 / 9.0;
+    0.07 + renditions.iter().map(|r| 0.12 * pixels(r.height) / pixels(480)).sum::<f64>()
+}
+
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}

@@ -1,0 +1,246 @@
+//! Which host manager runs which task: the cluster manager's view of its own machines. Pure.
+//!
+//! Tasks go to the host with the least work for its slots, more than it has slots, because a host loads what waits while
+//! it encodes what runs. A host that has enough refuses; then it gets nothing until one of its tasks ends.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt;
+use std::str::FromStr;
+
+use federation::cluster::{Host, Run};
+use federation::id::{LeaseId, Millis};
+use xmpp_parsers::jid::FullJid;
+
+/// A host that was silent for this long is gone. Hosts refresh every few seconds.
+pub const SILENT_MS: u64 = 20_000;
+
+/// One attempt of one part under one lease, as host managers name it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TaskId {
+    pub lease: LeaseId,
+    pub part: u32,
+    pub attempt: u32,
+}
+
+impl fmt::Display for TaskId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:{}", self.lease, self.part, self.attempt)
+    }
+}
+
+impl FromStr for TaskId {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let mut fields = text.rsplitn(3, ':');
+        let attempt = fields.next().and_then(|f| f.parse().ok()).ok_or(())?;
+        let part = fields.next().and_then(|f| f.parse().ok()).ok_or(())?;
+        let lease = fields.next().filter(|f| !f.is_empty()).ok_or(())?;
+        Ok(Self { lease: lease.into(), part, attempt })
+    }
+}
+
+#[derive(Debug)]
+struct Entry {
+    host: Host,
+    seen: Millis,
+    tasks: BTreeSet<TaskId>,
+    /// It has refused since its last task ended.
+    full: bool,
+}
+
+impl Entry {
+    fn load(&self) -> f64 {
+        self.tasks.len() as f64 / f64::from(self.host.slots.max(1))
+    }
+}
+
+#[derive(Debug, Default)]
+pub struct Hosts {
+    hosts: BTreeMap<FullJid, Entry>,
+    waiting: VecDeque<(TaskId, String)>,
+    urls: BTreeMap<TaskId, String>,
+}
+
+impl Hosts {
+    /// A host says what it has. Returns tasks of an earlier incarnation of it, which are lost.
+    pub fn announced(&mut self, now: Millis, jid: FullJid, host: Host) -> Vec<TaskId> {
+        let older: Vec<_> = self
+            .hosts
+            .iter()
+            .filter(|(other, entry)| **other != jid && entry.host.name == host.name && entry.host.epoch < host.epoch)
+            .map(|(other, _)| other.clone())
+            .collect();
+        let lost = older.iter().flat_map(|other| self.gone(other)).collect();
+        let entry = self.hosts.entry(jid).or_insert_with(|| Entry {
+            host: host.clone(),
+            seen: now,
+            tasks: BTreeSet::new(),
+            full: false,
+        });
+        entry.seen = now;
+        entry.host = host;
+        lost
+    }
+
+    /// A host has left; its tasks are lost.
+    pub fn gone(&mut self, jid: &FullJid) -> Vec<TaskId> {
+        let tasks = self.hosts.remove(jid).map(|entry| entry.tasks).unwrap_or_default();
+        for task in &tasks {
+            self.urls.remove(task);
+        }
+        tasks.into_iter().collect()
+    }
+
+    /// Hosts that have been silent too long, with their tasks.
+    pub fn silent(&mut self, now: Millis) -> Vec<TaskId> {
+        let silent: Vec<_> =
+            self.hosts.iter().filter(|(_, e)| now.since(e.seen) > SILENT_MS).map(|(jid, _)| jid.clone()).collect();
+        silent.iter().flat_map(|jid| self.gone(jid)).collect()
+    }
+
+    pub fn run(&mut self, task: TaskId, url: String) {
+        let known = self.urls.contains_key(&task) || self.waiting.iter().any(|(waiting, _)| *waiting == task);
+        if !known && self.holder(&task).is_none() {
+            self.waiting.push_back((task, url));
+        }
+    }
+
+    /// The next assignment to send, if there is work and room.
+    pub fn assign(&mut self) -> Option<(FullJid, TaskId, Run)> {
+        let (jid, entry) = self
+            .hosts
+            .iter_mut()
+            .filter(|(_, entry)| !entry.full && entry.host.slots > 0)
+            .min_by(|(_, a), (_, b)| a.load().total_cmp(&b.load()))?;
+        let (task, url) = self.waiting.pop_front()?;
+        entry.tasks.insert(task.clone());
+        self.urls.insert(task.clone(), url.clone());
+        let run = Run { task: task.to_string(), url };
+        Some((jid.clone(), task, run))
+    }
+
+    /// The host did not take it: it waits again, and the host with it.
+    pub fn refused(&mut self, jid: &FullJid, task: &TaskId) {
+        if let Some(entry) = self.hosts.get_mut(jid) {
+            entry.tasks.remove(task);
+            entry.full = true;
+        }
+        if let Some(url) = self.urls.remove(task) {
+            self.waiting.push_front((task.clone(), url));
+        }
+    }
+
+    /// A host reports on a task, perhaps one that it was given before we restarted. False: that host is unknown.
+    pub fn reported(&mut self, now: Millis, jid: &FullJid, task: &TaskId, ended: bool) -> bool {
+        let Some(entry) = self.hosts.get_mut(jid) else { return false };
+        entry.seen = now;
+        if ended {
+            entry.tasks.remove(task);
+            entry.full = false;
+            self.urls.remove(task);
+        } else {
+            entry.tasks.insert(task.clone());
+        }
+        self.waiting.retain(|(waiting, _)| waiting != task);
+        true
+    }
+
+    /// Forgets a task; returns the host to be told.
+    pub fn stop(&mut self, task: &TaskId) -> Option<FullJid> {
+        self.waiting.retain(|(waiting, _)| waiting != task);
+        self.urls.remove(task);
+        let jid = self.holder(task)?;
+        let entry = self.hosts.get_mut(&jid)?;
+        entry.tasks.remove(task);
+        entry.full = false;
+        Some(jid)
+    }
+
+    /// Slots of all hosts, and how many of them have nothing to do.
+    pub fn capacity(&self) -> (u32, u32) {
+        let slots = self.hosts.values().map(|e| e.host.slots).sum();
+        let busy = self.hosts.values().map(|e| (e.tasks.len() as u32).min(e.host.slots)).sum::<u32>();
+        (slots, slots.saturating_sub(busy).saturating_sub(self.waiting.len() as u32))
+    }
+
+    fn holder(&self, task: &TaskId) -> Option<FullJid> {
+        self.hosts.iter().find(|(_, entry)| entry.tasks.contains(task)).map(|(jid, _)| jid.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn jid(name: &str) -> FullJid {
+        format!("{name}@a.test/x").parse().unwrap()
+    }
+
+    fn task(part: u32) -> TaskId {
+        TaskId { lease: "l:1".into(), part, attempt: 1 }
+    }
+
+    fn hosts(slots: &[(&str, u32)]) -> Hosts {
+        let mut hosts = Hosts::default();
+        for (name, slots) in slots {
+            let host = Host { name: (*name).into(), epoch: 1, seq: 0, slots: *slots, slots_free: *slots };
+            assert!(hosts.announced(Millis(0), jid(name), host).is_empty());
+        }
+        hosts
+    }
+
+    #[test]
+    fn a_task_id_survives_its_text() {
+        let id = TaskId { lease: "a.test:j-1:3".into(), part: 7, attempt: 2 };
+        assert_eq!(id.to_string().parse(), Ok(id));
+        assert_eq!("7:2".parse::<TaskId>(), Err(()));
+    }
+
+    #[test]
+    fn work_is_shared_in_proportion_to_slots() {
+        let mut hosts = hosts(&[("big", 3), ("small", 1)]);
+        (0..8).for_each(|n| hosts.run(task(n), String::new()));
+        let mut counts = BTreeMap::new();
+        while let Some((jid, ..)) = hosts.assign() {
+            *counts.entry(jid).or_insert(0) += 1;
+        }
+        assert_eq!(counts[&jid("big")], 6);
+        assert_eq!(counts[&jid("small")], 2);
+        assert_eq!(hosts.capacity(), (4, 0));
+    }
+
+    #[test]
+    fn a_refused_task_goes_to_another_host() {
+        let mut hosts = hosts(&[("one", 1), ("two", 1)]);
+        hosts.run(task(0), "u".into());
+        let (first, id, _) = hosts.assign().unwrap();
+        hosts.refused(&first, &id);
+        let (second, again, run) = hosts.assign().unwrap();
+        assert_ne!(first, second);
+        assert_eq!((again, run.url.as_str()), (id, "u"));
+    }
+
+    #[test]
+    fn tasks_of_a_silent_or_restarted_host_are_lost() {
+        let mut hosts = hosts(&[("one", 1)]);
+        hosts.run(task(0), String::new());
+        hosts.assign().unwrap();
+        assert!(hosts.silent(Millis(SILENT_MS)).is_empty());
+        let reborn = Host { name: "one".into(), epoch: 2, seq: 0, slots: 1, slots_free: 1 };
+        assert_eq!(hosts.announced(Millis(1), "hm@a.test/new".parse().unwrap(), reborn), [task(0)]);
+        hosts.run(task(1), String::new());
+        hosts.assign().unwrap();
+        assert_eq!(hosts.silent(Millis(SILENT_MS + 2)), [task(1)]);
+    }
+
+    #[test]
+    fn a_repeated_order_is_not_run_twice() {
+        let mut hosts = hosts(&[("one", 2)]);
+        hosts.run(task(0), String::new());
+        hosts.run(task(0), String::new());
+        hosts.assign().unwrap();
+        hosts.run(task(0), String::new());
+        assert!(hosts.assign().is_none());
+    }
+}

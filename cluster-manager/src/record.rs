@@ -1,0 +1,244 @@
+//! What a home remembers of each of its jobs, as the fold of what was journaled.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use federation::book::Times;
+use federation::id::{DomainId, JobId, Millis};
+use federation::job::Job;
+use federation::message::{Output, Usage};
+use serde::{Deserialize, Serialize};
+
+use crate::film::{FilmFailure, FilmJob, Prepared, Verified};
+use crate::timeline::{Phase, Span};
+use crate::view::{ErrorDoc, JobDoc, PartDoc, ResultsDoc, UsageDoc};
+
+/// What happened to a job, besides its negotiation.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum JobEvent {
+    Accepted {
+        id: JobId,
+        at: Millis,
+        /// Bare JID.
+        owner: String,
+        /// Without credentials.
+        xml: String,
+        /// The job's own credentials, sealed by the vault.
+        sealed: Option<String>,
+    },
+    Prepared {
+        id: JobId,
+        at: Millis,
+        prepared: Box<Prepared>,
+    },
+    /// The sound packets of a part are in the store.
+    Loaded {
+        id: JobId,
+        part: u32,
+        piece: Output,
+    },
+    Verified {
+        id: JobId,
+        at: Millis,
+        part: u32,
+        domain: DomainId,
+        by: DomainId,
+        usage: Usage,
+        verified: Verified,
+    },
+    Published {
+        id: JobId,
+        at: Millis,
+    },
+    /// `error` is `None` when the film is right.
+    Ended {
+        id: JobId,
+        at: Millis,
+        cancelled: bool,
+        error: Option<ErrorDoc>,
+    },
+}
+
+impl JobEvent {
+    pub fn id(&self) -> &JobId {
+        match self {
+            Self::Accepted { id, .. }
+            | Self::Prepared { id, .. }
+            | Self::Loaded { id, .. }
+            | Self::Verified { id, .. }
+            | Self::Published { id, .. }
+            | Self::Ended { id, .. } => id,
+        }
+    }
+}
+
+/// One verified part's share of the account.
+#[derive(Clone, Debug)]
+pub struct Done {
+    pub at: Millis,
+    pub domain: DomainId,
+    pub by: DomainId,
+    pub usage: Usage,
+}
+
+#[derive(Clone, Debug)]
+pub struct Record {
+    pub film: FilmJob,
+    pub owner: String,
+    pub submitted: Millis,
+    pub sealed: Option<String>,
+    pub prepared: Option<(Millis, Arc<Prepared>)>,
+    pub pieces: BTreeMap<u32, Output>,
+    pub verified: BTreeMap<u32, Verified>,
+    pub done: BTreeMap<u32, Done>,
+    pub published: Option<Millis>,
+    pub ended: Option<(Millis, bool, Option<ErrorDoc>)>,
+}
+
+impl Record {
+    /// The record that an `Accepted` begins. `None`: the document is of another version.
+    pub fn accepted(event: &JobEvent) -> Option<Self> {
+        let JobEvent::Accepted { id, at, owner, xml, sealed } = event else { return None };
+        let film = FilmJob::new(&id.0, Job::parse(xml).ok()?).ok()?;
+        Some(Self {
+            film,
+            owner: owner.clone(),
+            submitted: *at,
+            sealed: sealed.clone(),
+            prepared: None,
+            pieces: BTreeMap::new(),
+            verified: BTreeMap::new(),
+            done: BTreeMap::new(),
+            published: None,
+            ended: None,
+        })
+    }
+
+    pub fn apply(&mut self, event: &JobEvent) {
+        match event.clone() {
+            JobEvent::Accepted { .. } => {}
+            JobEvent::Prepared { at, prepared, .. } => self.prepared = Some((at, Arc::from(prepared))),
+            JobEvent::Loaded { part, piece, .. } => {
+                self.pieces.entry(part).or_insert(piece);
+            }
+            JobEvent::Verified { at, part, domain, by, usage, verified, .. } => {
+                self.verified.insert(part, verified);
+                self.done.insert(part, Done { at, domain, by, usage });
+            }
+            JobEvent::Published { at, .. } => {
+                self.published.get_or_insert(at);
+            }
+            JobEvent::Ended { at, cancelled, error, .. } => self.ended = Some((at, cancelled, error)),
+        }
+    }
+
+    /// All video parts have given their sound.
+    pub fn sound_is_loaded(&self) -> bool {
+        self.prepared
+            .as_ref()
+            .is_some_and(|(_, p)| FilmJob::audio_part(p).is_some() && self.pieces.len() == p.plan.parts.len())
+    }
+
+    /// Every part that the film needs, the sound included.
+    pub fn is_complete(&self) -> bool {
+        self.prepared.as_ref().is_some_and(|(_, p)| {
+            self.verified.len() == p.plan.parts.len() + usize::from(FilmJob::audio_part(p).is_some())
+        })
+    }
+
+    /// The document, but for what the negotiation knows (`parts` without state, no `offers`).
+    pub fn document(&self, base_url: &str) -> JobDoc {
+        let id = &self.film.id;
+        let state = match (&self.ended, &self.prepared) {
+            (Some((_, true, _)), _) => "cancelled",
+            (Some((_, _, Some(_))), _) => "failed",
+            (Some(_), _) => "done",
+            (None, None) => "preparing",
+            (None, Some(_)) if self.is_complete() => "finalising",
+            (None, Some(_)) => "bidding",
+        };
+        let results = self.published.map(|_| ResultsDoc {
+            smil: format!("{base_url}/jobs/{id}/movie.smil"),
+            hls: format!("{base_url}/jobs/{id}/master.m3u8"),
+            dash: format!("{base_url}/jobs/{id}/manifest.mpd"),
+            player: format!("{base_url}/player?smil=/jobs/{id}/movie.smil"),
+        });
+        let audio = self.prepared.as_ref().and_then(|(_, p)| FilmJob::audio_part(p));
+        let count = self.prepared.as_ref().map_or(0, |(_, p)| p.plan.parts.len() as u32);
+        let parts = (0..count).chain(audio).map(|n| PartDoc {
+            n,
+            kind: if Some(n) == audio { "audio" } else { "video" }.to_owned(),
+            state: "open".to_owned(),
+            ..PartDoc::default()
+        });
+        JobDoc {
+            id: id.clone(),
+            state: state.to_owned(),
+            kind: self.film.job.kind.name().to_owned(),
+            owner: self.owner.clone(),
+            source: self.film.job.source.clone(),
+            target: self.film.job.target.clone(),
+            submitted_at: self.submitted.0,
+            ended_at: self.ended.as_ref().map(|(at, ..)| at.0),
+            parts: parts.collect(),
+            offers: Vec::new(),
+            results,
+            timeline: self.timeline(),
+            usage: self.usage(),
+            error: self.ended.as_ref().and_then(|(.., error)| error.clone()),
+        }
+    }
+
+    fn usage(&self) -> Vec<UsageDoc> {
+        let mut by_domain: BTreeMap<&DomainId, UsageDoc> = BTreeMap::new();
+        for done in self.done.values() {
+            let entry = by_domain.entry(&done.by).or_default();
+            entry.domain = done.by.to_string();
+            entry.parts += 1;
+            entry.bytes_in += done.usage.bytes_in;
+            entry.bytes_out += done.usage.bytes_out;
+            entry.seconds += done.usage.cpu_ms as f64 / 1000.0;
+        }
+        by_domain.into_values().collect()
+    }
+
+    /// The paper's phases that happen inside domains, each from its first to its last moment there. A part's own clock
+    /// ends when its result was verified; its phases are laid out backwards from there.
+    fn timeline(&self) -> Vec<Span> {
+        let mut spans = Vec::new();
+        for done in self.done.values() {
+            let usage = &done.usage;
+            let mut end_ms = done.at.since(self.submitted);
+            for (phase, ms) in [
+                (Phase::Publish, usage.publish_ms),
+                (Phase::Process, usage.process_ms),
+                (Phase::Load, usage.load_ms),
+                (Phase::Download, usage.download_ms),
+            ] {
+                let start_ms = end_ms.saturating_sub(ms);
+                spans.push(Span { phase, start_ms, end_ms, domain: Some(done.by.to_string()) });
+                end_ms = start_ms;
+            }
+        }
+        spans
+    }
+}
+
+impl Record {
+    /// The paper's first phases, in which the domains are asked and the work is given to them.
+    pub fn negotiation(&self, times: &Times) -> Vec<Span> {
+        let phase = |phase, start: Option<Millis>, end: Option<Millis>| {
+            let (start_ms, end_ms) = (start?.since(self.submitted), end?.since(self.submitted));
+            Some(Span { phase, start_ms, end_ms, domain: None })
+        };
+        let retrieve = phase(Phase::RetrieveDomainInformation, times.first_call, times.last_bid);
+        let forward = phase(Phase::ForwardRequests, times.last_bid.or(times.first_call), times.last_commit);
+        retrieve.into_iter().chain(forward).collect()
+    }
+}
+
+/// How a failure is journaled and shown.
+pub fn failed(id: &JobId, at: Millis, failure: &FilmFailure) -> JobEvent {
+    JobEvent::Ended { id: id.clone(), at, cancelled: false, error: Some(failure.document()) }
+}

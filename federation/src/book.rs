@@ -1,0 +1,425 @@
+//! The lasting state of a domain: the fold of its events.
+//!
+//! Part, as its home sees it: `open → awarded → committed → uploaded → verified`; back to `open` only by an event that ends the
+//! lease's claim on it ([`Event::Withdrawn`], [`Event::Failed`], [`Event::Returned`], [`Event::Lost`]), and the next award
+//! counts a new attempt. Applying is total: an event that does not fit changes nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::cluster::Failure;
+use crate::event::{End, Event, Kept, Mark, Offer, TakenTerms, Terms};
+use crate::id::{BidId, DomainId, JobId, LeaseId, Millis};
+use crate::message::{Output, PartAward, PartCall, PartRef, Usage};
+
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Book {
+    pub jobs: BTreeMap<JobId, Job>,
+    /// Leases granted.
+    pub leases: BTreeMap<LeaseId, Lease>,
+    /// Leases taken.
+    pub taken: BTreeMap<LeaseId, Taken>,
+    pub marks: BTreeMap<DomainId, Record>,
+}
+
+/// A job that this domain answers for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Job {
+    pub terms: Terms,
+    pub parts: BTreeMap<u32, Part>,
+    /// Every bid and refusal, for `why`; the newest last, a bounded number.
+    pub offers: Vec<(Millis, DomainId, Offer)>,
+    pub times: Times,
+    pub end: Option<End>,
+}
+
+/// When what happened first (or last); the timeline.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+pub struct Times {
+    pub submitted: Millis,
+    pub first_call: Option<Millis>,
+    pub last_bid: Option<Millis>,
+    pub first_commit: Option<Millis>,
+    pub last_commit: Option<Millis>,
+    pub first_fetch: Option<Millis>,
+    pub first_upload: Option<Millis>,
+    pub last_upload: Option<Millis>,
+    pub last_verified: Option<Millis>,
+    pub ended: Option<Millis>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Part {
+    pub call: PartCall,
+    pub state: PartState,
+    /// Awards so far.
+    pub attempt: u32,
+    /// Tries that failed.
+    pub failures: u32,
+    /// Domains that failed at it.
+    pub avoid: BTreeSet<DomainId>,
+    pub last_failure: Option<Failure>,
+    /// Sound packets and the like that were there before the end.
+    pub loaded: Option<(u32, Vec<Output>)>,
+    pub result: Option<PartResult>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum PartState {
+    Open,
+    Awarded(LeaseId),
+    Committed(LeaseId),
+    Uploaded(LeaseId),
+    Verified,
+    /// Only for parts that are sold on: one try here, and then the word goes up to who gave them.
+    GivenUp(Failure),
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct PartResult {
+    pub attempt: u32,
+    /// Whose lease it was, and who did it in the end.
+    pub domain: DomainId,
+    pub by: DomainId,
+    pub price: f64,
+    pub outputs: Vec<Output>,
+    pub usage: Usage,
+    pub at: Millis,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Lease {
+    pub job: JobId,
+    pub domain: DomainId,
+    pub bid: BidId,
+    pub ttl_ms: u64,
+    pub renew_ms: u64,
+    /// Of one part.
+    pub price: f64,
+    /// As awarded, for ever; which of them are still its own is said by the job's parts.
+    pub parts: Vec<PartRef>,
+    pub stage: Stage,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    Awarded,
+    Committed,
+    Confirmed,
+    /// Lost, withdrawn or ended: nothing it says counts any more.
+    Over,
+}
+
+/// A lease taken, with what is still to be done or said.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Taken {
+    pub terms: TakenTerms,
+    pub at: Millis,
+    pub parts: BTreeMap<u32, TakenPart>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct TakenPart {
+    pub award: PartAward,
+    pub state: TakenState,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum TakenState {
+    Waiting,
+    Started,
+    /// Offered to others by this job.
+    Sold(JobId),
+    Kept(Kept),
+}
+
+/// What is held against a domain.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Record {
+    pub mark: Option<Mark>,
+    pub until: Millis,
+    pub marked: u32,
+    pub failures: u32,
+    /// Failures since its last good part.
+    pub failures_in_row: u32,
+    pub verified: u32,
+    pub lost: u32,
+}
+
+/// More offers than this are not kept for `why`.
+const OFFERS_MAX: usize = 1024;
+
+impl Part {
+    fn new(call: PartCall) -> Self {
+        let (state, avoid) = (PartState::Open, BTreeSet::new());
+        Self { call, state, attempt: 0, failures: 0, avoid, last_failure: None, loaded: None, result: None }
+    }
+
+    /// The lease that has a claim on it and has not delivered.
+    pub fn live(&self) -> Option<&LeaseId> {
+        match &self.state {
+            PartState::Awarded(lease) | PartState::Committed(lease) => Some(lease),
+            _ => None,
+        }
+    }
+}
+
+impl Job {
+    pub fn is_open(&self) -> bool {
+        self.end.is_none()
+    }
+
+    pub fn open_parts(&self) -> impl Iterator<Item = (u32, &Part)> {
+        self.parts.iter().filter(|(_, p)| p.state == PartState::Open).map(|(n, p)| (*n, p))
+    }
+}
+
+impl Book {
+    pub fn apply(&mut self, event: &Event) {
+        match event {
+            Event::Submitted { at, job, terms, parts } => self.submitted(*at, job, terms, parts),
+            Event::PartsAdded { job, parts, .. } => {
+                if let Some(job) = self.jobs.get_mut(job) {
+                    for call in parts {
+                        job.parts.entry(call.part).or_insert_with(|| Part::new(call.clone()));
+                    }
+                }
+            }
+            Event::Called { at, job, .. } => self.time(job, |t| t.first_call = t.first_call.or(Some(*at))),
+            Event::Offered { at, job, domain, offer } => {
+                if let Some(job) = self.jobs.get_mut(job) {
+                    if matches!(offer, Offer::Bid(_)) {
+                        job.times.last_bid = Some(*at);
+                    }
+                    if job.offers.len() >= OFFERS_MAX {
+                        job.offers.remove(0);
+                    }
+                    job.offers.push((*at, domain.clone(), offer.clone()));
+                }
+            }
+            Event::Awarded { job, lease, domain, bid, ttl_ms, renew_ms, price, parts, .. } => {
+                let Some(record) = self.jobs.get_mut(job) else { return };
+                for part in parts {
+                    if let Some(p) = record.parts.get_mut(&part.part) {
+                        p.attempt = part.attempt;
+                        p.state = PartState::Awarded(lease.clone());
+                    }
+                }
+                let (job, domain, bid) = (job.clone(), domain.clone(), bid.clone());
+                let (ttl_ms, renew_ms, price, parts) = (*ttl_ms, *renew_ms, *price, parts.clone());
+                let granted = Lease { job, domain, bid, ttl_ms, renew_ms, price, parts, stage: Stage::Awarded };
+                self.leases.insert(lease.clone(), granted);
+            }
+            Event::Withdrawn { lease, .. } => self.reopen_all(lease, &given_back("not-accepted", "")),
+            Event::Committed { at, lease } => self.committed(*at, lease),
+            Event::Confirmed { lease, .. } => self.stage(lease, Stage::Confirmed),
+            Event::Fetching { at, job } => self.time(job, |t| t.first_fetch = t.first_fetch.or(Some(*at))),
+            Event::Loaded { job, part, attempt, outputs, .. } => {
+                if let Some(p) = self.part(job, *part).filter(|p| p.attempt == *attempt) {
+                    p.loaded = Some((*attempt, outputs.clone()));
+                }
+            }
+            Event::Uploaded { at, lease, part, attempt, by, outputs, usage } => {
+                let Some((job, domain, price)) =
+                    self.leases.get(lease).map(|l| (l.job.clone(), l.domain.clone(), l.price))
+                else {
+                    return;
+                };
+                let (by, outputs, usage) = (by.clone(), outputs.clone(), usage.clone());
+                if let Some(p) = self.part(&job, *part).filter(|p| p.live() == Some(lease)) {
+                    p.state = PartState::Uploaded(lease.clone());
+                    p.result = Some(PartResult { attempt: *attempt, domain, by, price, outputs, usage, at: *at });
+                }
+                self.time(&job, |t| {
+                    t.first_upload = t.first_upload.or(Some(*at));
+                    t.last_upload = Some(*at);
+                });
+            }
+            Event::Verified { at, job, part, attempt } => self.verified(*at, job, *part, *attempt),
+            Event::Failed { lease, part, failure, .. } => self.failed(lease, *part, failure),
+            Event::Returned { lease, parts, reason, .. } => {
+                for part in parts {
+                    self.reopen(lease, part.part, &given_back("returned", reason));
+                }
+            }
+            Event::Lost { lease, .. } => {
+                if let Some(domain) = self.leases.get(lease).map(|l| l.domain.clone()) {
+                    self.marks.entry(domain).or_default().lost += 1;
+                }
+                self.reopen_all(lease, &given_back("lease-lost", "silent for longer than its lease"));
+            }
+            Event::Ended { lease, .. } => self.stage(lease, Stage::Over),
+            Event::Closed { at, job, end } => {
+                if let Some(job) = self.jobs.get_mut(job) {
+                    job.end.get_or_insert_with(|| end.clone());
+                    job.times.ended.get_or_insert(*at);
+                }
+            }
+            Event::Marked { domain, mark, until, .. } => {
+                let record = self.marks.entry(domain.clone()).or_default();
+                (record.mark, record.until, record.failures_in_row) = (Some(*mark), *until, 0);
+                record.marked += 1;
+            }
+            Event::Taken { at, lease, terms, parts } => {
+                let parts = parts.iter().map(|p| (p.part, TakenPart { award: p.clone(), state: TakenState::Waiting }));
+                let taken = Taken { terms: terms.clone(), at: *at, parts: parts.collect() };
+                self.taken.insert(lease.clone(), taken);
+            }
+            Event::Started { lease, part, .. } => self.taken_state(lease, *part, TakenState::Started),
+            Event::Kept { lease, part, result, .. } => self.taken_state(lease, *part, TakenState::Kept(result.clone())),
+            Event::Settled { lease, part, .. } => self.forget(lease, &[*part]),
+            Event::Dropped { lease, parts, .. } => {
+                self.forget(lease, &parts.iter().map(|p| p.part).collect::<Vec<_>>());
+            }
+            Event::Unsold { lease, parts, .. } => {
+                for part in parts {
+                    let state = self.taken.get(lease).and_then(|t| t.parts.get(part)).map(|p| p.state.clone());
+                    if let Some(TakenState::Sold(job)) = state {
+                        self.taken_state(lease, *part, TakenState::Waiting);
+                        if let Some(job) = self.jobs.get_mut(&job) {
+                            job.parts.remove(part);
+                        }
+                    }
+                }
+            }
+            Event::LeaseClosed { lease, .. } => {
+                self.taken.remove(lease);
+            }
+        }
+    }
+
+    pub fn is_marked(&self, domain: &DomainId, now: Millis) -> bool {
+        self.marks.get(domain).is_some_and(|r| r.mark.is_some() && r.until > now)
+    }
+
+    /// Parts of a granted lease that it still has to deliver.
+    pub fn live_parts<'a>(&'a self, id: &'a LeaseId) -> impl Iterator<Item = (PartRef, &'a Part)> {
+        let lease = self.leases.get(id);
+        let job = lease.and_then(|l| self.jobs.get(&l.job));
+        let parts = lease.map(|l| l.parts.as_slice()).unwrap_or_default();
+        parts.iter().filter_map(move |r| {
+            let part = job?.parts.get(&r.part)?;
+            (part.live() == Some(id)).then_some((*r, part))
+        })
+    }
+
+    /// What is promised or spent for a job.
+    pub fn spend(&self, job: &Job) -> f64 {
+        let price = |p: &Part| match &p.state {
+            PartState::Open | PartState::GivenUp(_) => 0.0,
+            PartState::Verified => p.result.as_ref().map_or(0.0, |r| r.price),
+            PartState::Awarded(l) | PartState::Committed(l) | PartState::Uploaded(l) => {
+                self.leases.get(l).map_or(0.0, |l| l.price)
+            }
+        };
+        job.parts.values().map(price).sum()
+    }
+
+    fn submitted(&mut self, at: Millis, job: &JobId, terms: &Terms, parts: &[PartCall]) {
+        if let Some(parent) = terms.parent.as_ref().and_then(|l| self.taken.get_mut(l)) {
+            for call in parts {
+                if let Some(p) = parent.parts.get_mut(&call.part) {
+                    p.state = TakenState::Sold(job.clone());
+                }
+            }
+        }
+        let times = Times { submitted: at, ..Times::default() };
+        let parts = parts.iter().map(|c| (c.part, Part::new(c.clone()))).collect();
+        let job_new = Job { terms: terms.clone(), parts, offers: Vec::new(), times, end: None };
+        self.jobs.entry(job.clone()).or_insert(job_new);
+    }
+
+    fn committed(&mut self, at: Millis, lease: &LeaseId) {
+        self.stage(lease, Stage::Committed);
+        let Some(granted) = self.leases.get(lease) else { return };
+        let (job, parts) = (granted.job.clone(), granted.parts.clone());
+        for part in parts {
+            if let Some(p) = self.part(&job, part.part).filter(|p| p.live() == Some(lease)) {
+                p.state = PartState::Committed(lease.clone());
+            }
+        }
+        self.time(&job, |t| {
+            t.first_commit = t.first_commit.or(Some(at));
+            t.last_commit = Some(at);
+        });
+    }
+
+    fn verified(&mut self, at: Millis, job: &JobId, part: u32, attempt: u32) {
+        let Some(p) = self.part(job, part).filter(|p| p.attempt == attempt && p.result.is_some()) else { return };
+        p.state = PartState::Verified;
+        let domain = p.result.as_ref().map(|r| r.domain.clone());
+        if let Some(domain) = domain {
+            let record = self.marks.entry(domain).or_default();
+            record.verified += 1;
+            record.failures_in_row = 0;
+        }
+        self.time(job, |t| t.last_verified = Some(at));
+    }
+
+    fn failed(&mut self, lease: &LeaseId, part: u32, failure: &Failure) {
+        let Some((job, domain)) = self.leases.get(lease).map(|l| (l.job.clone(), l.domain.clone())) else { return };
+        self.reopen(lease, part, failure);
+        if let Some(p) = self.part(&job, part) {
+            p.failures += 1;
+            p.avoid.insert(domain.clone());
+            p.last_failure = Some(failure.clone());
+        }
+        // What is wrong with the source says nothing about the domain.
+        if failure.retryable {
+            let record = self.marks.entry(domain).or_default();
+            record.failures += 1;
+            record.failures_in_row += 1;
+        }
+    }
+
+    /// Ends the claim of `lease` on a part. What was sold on is not tried again here once work may have started.
+    fn reopen(&mut self, lease: &LeaseId, part: u32, why: &Failure) {
+        let Some(job) = self.leases.get(lease).and_then(|l| self.jobs.get_mut(&l.job)) else { return };
+        let sold = job.terms.parent.is_some();
+        let Some(p) = job.parts.get_mut(&part) else { return };
+        let idle = p.state == PartState::Awarded(lease.clone());
+        if idle || p.live() == Some(lease) || p.state == PartState::Uploaded(lease.clone()) {
+            p.state = if sold && !idle { PartState::GivenUp(why.clone()) } else { PartState::Open };
+            (p.result, p.loaded) = (None, None);
+        }
+    }
+
+    fn reopen_all(&mut self, lease: &LeaseId, why: &Failure) {
+        let live: Vec<u32> = self.live_parts(lease).map(|(r, _)| r.part).collect();
+        for part in live {
+            self.reopen(lease, part, why);
+        }
+        self.stage(lease, Stage::Over);
+    }
+
+    fn forget(&mut self, lease: &LeaseId, parts: &[u32]) {
+        if let Some(taken) = self.taken.get_mut(lease) {
+            taken.parts.retain(|n, _| !parts.contains(n));
+        }
+    }
+
+    fn taken_state(&mut self, lease: &LeaseId, part: u32, state: TakenState) {
+        if let Some(p) = self.taken.get_mut(lease).and_then(|t| t.parts.get_mut(&part)) {
+            p.state = state;
+        }
+    }
+
+    fn stage(&mut self, lease: &LeaseId, stage: Stage) {
+        if let Some(lease) = self.leases.get_mut(lease) {
+            lease.stage = stage;
+        }
+    }
+
+    fn part(&mut self, job: &JobId, part: u32) -> Option<&mut Part> {
+        self.jobs.get_mut(job)?.parts.get_mut(&part)
+    }
+
+    fn time(&mut self, job: &JobId, set: impl FnOnce(&mut Times)) {
+        if let Some(job) = self.jobs.get_mut(job) {
+            set(&mut job.times);
+        }
+    }
+}
+
+fn given_back(code: &str, log: &str) -> Failure {
+    Failure { class: "preempted".into(), retryable: true, code: code.into(), log: log.into() }
+}

@@ -1,0 +1,194 @@
+//! Every message as XML and back, and bytes that are none.
+
+use federation::cluster::{Failure, Host, Manager, Run, Status, Stop};
+use federation::id::{MessageId, Millis};
+use federation::message::*;
+use proptest::prelude::*;
+use xmpp_parsers::minidom::Element;
+
+use crate::world::{d, j};
+
+fn samples() -> Vec<Body> {
+    let (lease, secret, bid) = ("a-1-7".into(), "c0ffee <&\"'>".to_owned(), "b-1-3".into());
+    let lease = || -> federation::id::LeaseId { Clone::clone(&lease) };
+    let secret = || secret.clone();
+    let bid = || -> federation::id::BidId { Clone::clone(&bid) };
+    let at = Millis(1_700_000_000_123);
+    let refs = || vec![PartRef { part: 0, attempt: 1 }, PartRef { part: 7, attempt: 2 }];
+    let usage =
+        Usage { bytes_in: 1, bytes_out: 2, download_ms: 3, load_ms: 4, process_ms: 5, publish_ms: 6, cpu_ms: 7 };
+    let output = |fragments| Output { key: "out/é/0.mp4".into(), size: u64::MAX, sha256: "ab".into(), fragments };
+    let outputs = || vec![output(None), output(Some("{\"init_bytes\":1,\"x\":\"<&>\"}".into()))];
+    let progress = || PartProgress {
+        part: 3,
+        attempt: 1,
+        state: "running".into(),
+        bytes: 5,
+        percent: 12.5,
+        by: Some(d("c")),
+        outputs: outputs(),
+    };
+    let call = PartCall { part: 1, bytes: 2, work_ms: 3 };
+    let award = PartAward { part: 1, attempt: 1, bytes: 2, work_ms: 3, url: "https://s3/x?a=b&c=d".into() };
+    let parts = || vec![PartProgress { by: None, outputs: vec![], ..progress() }, progress()];
+    vec![
+        Body::Cfp(Cfp {
+            kind: "transcode".into(),
+            deadline: Some(at),
+            budget_left: Some(0.1),
+            bid_by: at,
+            hold_ms: 30_000,
+            depth_left: 2,
+            parts: vec![call],
+        }),
+        Body::Bid(Bid {
+            bid: bid(),
+            parts_max: 4,
+            slots: 2,
+            price: 1.25,
+            finish_p50_ms: 10,
+            finish_p90_ms: 20,
+            hold_until: at,
+        }),
+        Body::Refuse(Refuse { reason: "busy".into(), retry_after_ms: Some(5) }),
+        Body::Refuse(Refuse { reason: "loop".into(), retry_after_ms: None }),
+        Body::Award(Award {
+            bid: bid(),
+            lease: lease(),
+            secret: secret(),
+            ttl_ms: 60_000,
+            renew_ms: 20_000,
+            price_cap: 3.3,
+            parts: vec![award],
+        }),
+        Body::Accept(Accept { lease: lease(), contract: "00ff".into() }),
+        Body::Decline(Decline { reason: "no hold".into() }),
+        Body::Commit(Commit { lease: lease(), secret: secret(), contract: "00ff".into() }),
+        Body::RejectBid(RejectBid { bid: bid() }),
+        Body::Renew(Renew { lease: lease(), secret: secret(), parts: refs() }),
+        Body::Inventory(Inventory { lease: lease(), known: true, parts: parts() }),
+        Body::Inventory(Inventory { lease: lease(), known: false, parts: vec![] }),
+        Body::Progress(Progress { lease: lease(), secret: secret(), parts: parts() }),
+        Body::PartDone(PartDone {
+            lease: lease(),
+            secret: secret(),
+            part: 3,
+            attempt: 1,
+            by: Some(d("c")),
+            outputs: outputs(),
+            usage,
+        }),
+        Body::PartFailed(PartFailed {
+            lease: lease(),
+            secret: secret(),
+            part: 3,
+            attempt: 1,
+            class: "code".into(),
+            retryable: true,
+            code: "encoder-failed".into(),
+            log: "line one\nline <two> & three".into(),
+        }),
+        Body::Cancel(Cancel { lease: lease(), secret: secret(), reason: "why".into(), parts: refs() }),
+        Body::Revoke(Revoke { lease: lease(), secret: secret(), reason: "why".into(), parts: vec![] }),
+        Body::Release(Release { lease: lease(), secret: secret() }),
+        Body::Resync(Resync { lease: lease(), secret: secret() }),
+        Body::Ack(Ack {}),
+        Body::Stale(Stale { reason: "attempt".into() }),
+        Body::NotUnderstood(NotUnderstood { reason: "verb".into() }),
+    ]
+}
+
+fn envelope(body: Body) -> Envelope {
+    let (id, job, home) = (MessageId::from("a-1-9"), j("film"), d("a"));
+    let (sent_at, expires_at) = (Millis(1), Millis(2));
+    Envelope { id, job, home, epoch: 3, seq: 4, sent_at, expires_at, path: vec![d("a"), d("b")], body }
+}
+
+/// Through the bytes, as a stream would carry them.
+fn through<T: xso::AsXml + xso::FromXml>(value: &T) -> T {
+    let bytes = xso::to_vec(value).expect("written");
+    xso::from_bytes(&bytes).expect("read")
+}
+
+#[test]
+fn every_message_survives_being_written_and_read() {
+    for body in samples() {
+        let envelope = envelope(body);
+        assert_eq!(through(&envelope), envelope);
+        let element = Element::from(envelope.clone());
+        assert_eq!(Envelope::try_from(element).expect("an envelope"), envelope);
+    }
+}
+
+#[test]
+fn every_message_of_a_cluster_survives_too() {
+    let host = Host { name: "vm1".into(), epoch: 1, seq: 2, slots: 2, slots_free: 1 };
+    assert_eq!(through(&host), host);
+    assert_eq!(through(&Manager { epoch: 3 }), Manager { epoch: 3 });
+    let run = Run { task: "t".into(), url: "https://x/?a&b".into() };
+    assert_eq!(through(&run), run);
+    assert_eq!(through(&Stop { task: "t".into() }), Stop { task: "t".into() });
+    let failure = Failure { class: "code".into(), retryable: true, code: "c".into(), log: "a\n<b>&".into() };
+    let (task, state, outputs) = ("t".into(), "failed".into(), vec![]);
+    let usage = Some(Usage::default());
+    let status = Status { task, state, bytes: 1, percent: 2.0, outputs, usage, failure: Some(failure) };
+    assert_eq!(through(&status), status);
+}
+
+#[test]
+fn an_unknown_verb_and_a_name_without_end_are_refused() {
+    let ack = String::from_utf8(xso::to_vec(&envelope(Body::Ack(Ack {}))).expect("written")).expect("text");
+    let read = |text: &str| xso::from_bytes::<Envelope>(text.as_bytes());
+    assert!(read(&ack).is_ok());
+    assert!(read(&ack.replace("ack", "nack")).is_err());
+    assert!(read(&ack.replace("<ack ", "<ack extra='1' ")).is_ok(), "a later version may say more");
+    assert!(read(&ack.replace("a-1-9", &"x".repeat(300))).is_err());
+    assert!(read(&ack.replace("epoch='3'", "epoch='-3'").replace("epoch=\"3\"", "epoch=\"-3\"")).is_err());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(300) })]
+
+    /// No bytes make a decoder or a domain panic (invariant 10).
+    #[test]
+    fn damaged_messages_are_refused_or_answered(which in 0usize..22, at in any::<prop::sample::Index>(), byte: u8, cut: bool) {
+        let mut bytes = xso::to_vec(&envelope(samples()[which].clone())).expect("written");
+        let place = at.index(bytes.len());
+        if cut { bytes.truncate(place) } else { bytes[place] = byte }
+        if let Ok(envelope) = xso::from_bytes::<Envelope>(&bytes) {
+            let mut world = crate::world::World::new(7, 2);
+            world.input(&d("a"), federation::domain::Input::Request(d("b"), envelope));
+        }
+        let _ = federation::job::Job::parse(&String::from_utf8_lossy(&bytes));
+    }
+
+    /// Any values, however wild, in a message from a peer with a lease and from one without.
+    #[test]
+    fn wild_numbers_are_survived(n: u64, m: u32, price: f64, percent: f32, which in 0usize..22) {
+        let mut world = crate::world::World::new(7, 2);
+        world.submit("a", "film", 4);
+        world.run_for(500);
+        let mut body = samples()[which].clone();
+        let taken = world.nodes[&d("b")].domain.book().taken.iter().next().map(|(l, t)| (l.clone(), t.terms.secret.0.clone()));
+        let (lease, secret) = taken.expect("b has a lease");
+        match &mut body {
+            Body::Cfp(b) => (b.hold_ms, b.depth_left, b.budget_left, b.parts[0].work_ms) = (n, m, Some(price), n),
+            Body::Award(b) => (b.ttl_ms, b.renew_ms, b.price_cap, b.parts[0].part) = (n, n, price, m),
+            Body::Progress(b) => {
+                (b.lease, b.secret) = (lease, secret);
+                (b.parts[0].part, b.parts[0].bytes, b.parts[0].percent) = (m, n, percent);
+            }
+            Body::PartDone(b) => {
+                (b.lease, b.secret, b.part, b.attempt) = (lease, secret, m % 8, 1);
+                b.usage = Usage { bytes_in: n, cpu_ms: n, process_ms: n, ..b.usage };
+            }
+            Body::PartFailed(b) => (b.lease, b.secret, b.part, b.attempt) = (lease, secret, m % 8, 1),
+            Body::Revoke(b) => (b.lease, b.secret) = (lease, secret),
+            _ => {}
+        }
+        let wild = Envelope { epoch: n.max(3), seq: n, sent_at: Millis(n), path: vec![d("b")], home: d("b"), ..envelope(body.clone()) };
+        world.input(&d("a"), federation::domain::Input::Request(d("b"), wild.clone()));
+        world.input(&d("b"), federation::domain::Input::Request(d("a"), Envelope { path: vec![d("a")], home: d("a"), ..wild }));
+        let _ = world.nodes[&d("a")].domain.jobs().count();
+    }
+}

@@ -1,0 +1,149 @@
+//! Reading and writing by presigned URL: for domains and guests, which hold no key.
+//!
+//! A fetch never trusts an answer: status, `Content-Range`, ETag and length must be those of the request, or the bytes are not kept.
+//! Bodies go to their place in the file as they come, so memory does not grow with the number or size of GETs.
+//! It does not know S3: any server with ranges and ETags will do.
+
+mod answer;
+mod ranges;
+
+use std::{path::Path, sync::atomic::AtomicU64, time::Duration};
+
+use bytes::{Bytes, BytesMut};
+use futures::StreamExt;
+use reqwest::{Body, Client, header};
+use serde::{Deserialize, Serialize};
+
+use self::answer::{checked, lost, name};
+pub use crate::error::StoreError as FetchError;
+use crate::{error::Reason, ledger::LedgerLimits, retry::RetryPolicy};
+
+/// How to fetch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FetchOptions {
+    /// GETs at once for one call of [`Fetcher::ranges_to_file`].
+    pub parallel: usize,
+    /// A range is cut into even GETs of at most this size.
+    pub get_bytes_max: u64,
+    /// Ranges at most this far apart share a GET.
+    pub gap_bytes_max: u64,
+    pub connect_timeout_ms: u64,
+    /// Longest silence of a server that has a request.
+    pub read_timeout_ms: u64,
+    pub retry: RetryPolicy,
+}
+
+impl Default for FetchOptions {
+    fn default() -> Self {
+        let LedgerLimits { get_bytes_max, gap_bytes_max, .. } = LedgerLimits::default();
+        Self {
+            parallel: 4,
+            get_bytes_max,
+            gap_bytes_max,
+            connect_timeout_ms: 5_000,
+            read_timeout_ms: 30_000,
+            retry: RetryPolicy::default(),
+        }
+    }
+}
+
+/// What one call of [`Fetcher::ranges_to_file`] cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FetchStats {
+    /// Bytes written: those asked for.
+    pub bytes: u64,
+    /// Bytes received, with gaps and broken tries.
+    pub fetched: u64,
+    /// Answers that were used.
+    pub gets: u64,
+    /// Requests that were repeated.
+    pub retries: u64,
+}
+
+/// A client for presigned URLs; clones share its connections.
+#[derive(Clone, Debug)]
+pub struct Fetcher {
+    client: Client,
+    /// Without a read timeout: the client's clock would run while a body is still being sent.
+    uploads: Client,
+    options: FetchOptions,
+}
+
+/// An upload slower than this many bytes a second, over all, has failed.
+const UPLOAD_RATE_MIN: u64 = 16 << 10;
+
+impl Fetcher {
+    pub fn new(options: FetchOptions) -> Result<Self, FetchError> {
+        // A second installation is refused and harmless: the first was ring, too.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let connect_timeout = Duration::from_millis(options.connect_timeout_ms);
+        let common = || Client::builder().connect_timeout(connect_timeout).redirect(reqwest::redirect::Policy::none());
+        let bad =
+            |error: reqwest::Error| FetchError::new(Reason::BadInput, "configure", "fetcher", error.without_url());
+        let client = common().read_timeout(Duration::from_millis(options.read_timeout_ms)).build().map_err(bad)?;
+        Ok(Self { client, uploads: common().build().map_err(bad)?, options })
+    }
+
+    /// A whole object, which must not be larger than `bytes_max`.
+    pub async fn get(&self, url: &str, bytes_max: u64) -> Result<Bytes, FetchError> {
+        let get = || async move {
+            let sent = self.client.get(url).send().await.map_err(|error| lost(error, "get", url))?;
+            let answer = checked(sent, "get", url, false)?;
+            let (size, mut body) = (answer.content_length(), answer.bytes_stream());
+            let mut read = BytesMut::new();
+            while let Some(chunk) = body.next().await {
+                read.extend_from_slice(&chunk.map_err(|error| lost(error, "get", url))?);
+                if read.len() as u64 > bytes_max {
+                    return Err(FetchError::new(
+                        Reason::TooLarge,
+                        "get",
+                        name(url),
+                        format!("more than {bytes_max} bytes"),
+                    ));
+                }
+            }
+            match size {
+                Some(size) if size != read.len() as u64 => {
+                    Err(FetchError::new(Reason::ShortBody, "get", name(url), format!("{} of {size} bytes", read.len())))
+                }
+                _ => Ok(read.freeze()),
+            }
+        };
+        self.options.retry.run(&AtomicU64::new(0), get).await
+    }
+
+    /// Uploads a file by a presigned PUT. The content type must be the one that was signed, if one was.
+    pub async fn put(&self, url: &str, path: &Path, content_type: &str) -> Result<(), FetchError> {
+        let body = || async move {
+            let disk = |error: std::io::Error| FetchError::new(Reason::LocalFile, "read", path.display(), error);
+            let file = tokio::fs::File::open(path).await.map_err(disk)?;
+            let size = file.metadata().await.map_err(disk)?.len();
+            Ok((size, Body::from(file)))
+        };
+        self.put_body(url, content_type, body).await
+    }
+
+    /// Uploads bytes by a presigned PUT.
+    pub async fn put_bytes(&self, url: &str, bytes: Bytes, content_type: &str) -> Result<(), FetchError> {
+        self.put_body(url, content_type, || std::future::ready(Ok((bytes.len() as u64, Body::from(bytes.clone())))))
+            .await
+    }
+
+    async fn put_body<F>(&self, url: &str, content_type: &str, body: impl Fn() -> F) -> Result<(), FetchError>
+    where
+        F: Future<Output = Result<(u64, Body), FetchError>>,
+    {
+        let body = &body;
+        let put = || async move {
+            let (size, body) = body().await?;
+            let timeout =
+                Duration::from_millis(self.options.read_timeout_ms) + Duration::from_secs(size / UPLOAD_RATE_MIN);
+            let request = self.uploads.put(url).timeout(timeout);
+            let request = request.header(header::CONTENT_TYPE, content_type).header(header::CONTENT_LENGTH, size);
+            let sent = request.body(body).send().await.map_err(|error| lost(error, "put", url))?;
+            checked(sent, "put", url, true).map(drop)
+        };
+        self.options.retry.run(&AtomicU64::new(0), put).await
+    }
+}

@@ -1,0 +1,239 @@
+//! Cutting sample lists into parts.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+
+use super::boxes::Boxes;
+use super::rebuild::{Slice, rebuild};
+use super::track::{Sample, Track};
+use crate::film::cut;
+use crate::film::error::{FilmError, damaged};
+use crate::film::part::{Clip, PartInput, Ratio};
+use crate::film::plan::{AudioInfo, AudioSpan, Container, FilmInfo, Plan, PlanOptions, PlannedPart};
+use crate::film::rate;
+
+/// Everything that the index said.
+pub struct Film {
+    pub container: Container,
+    pub size: u64,
+    pub ftyp: Vec<u8>,
+    pub mvhd: Vec<u8>,
+    pub video: Track,
+    pub audio: Option<Track>,
+}
+
+/// A place where a part may begin.
+struct Key {
+    /// Index of the key frame in decode order.
+    sample: usize,
+    pts: i64,
+}
+
+/// Names the sound codec, or says that its packets cannot be joined.
+pub fn audio_info(track: &Track) -> Result<AudioInfo, FilmError> {
+    let (codec, format) = match &track.codec {
+        b"mp4a" if track.stsd.windows(2).any(|pair| matches!(pair, [0x6b | 0x69, 0x15])) => ("mp3", "mp3"),
+        b"mp4a" => ("aac", "adts"),
+        b".mp3" => ("mp3", "mp3"),
+        b"ac-3" => ("ac3", "ac3"),
+        b"ec-3" => ("eac3", "eac3"),
+        b"Opus" => ("opus", "matroska"),
+        b"fLaC" => ("flac", "matroska"),
+        b"alac" => ("alac", "matroska"),
+        other => return Err(FilmError::UnsupportedAudio(super::name(other))),
+    };
+    let (sample_rate, channels) = track.sound().unwrap_or_default();
+    Ok(AudioInfo { codec: codec.into(), format: format.into(), sample_rate, channels })
+}
+
+impl Film {
+    pub fn plan(&self, options: &PlanOptions) -> Result<Plan, FilmError> {
+        self.check()?;
+        let shown = shown(&self.video)?;
+        let (Some(&first), Some(&last)) = (shown.first(), shown.last()) else { return Err(FilmError::NoVideo) };
+        let tick = Ratio { num: 1, den: self.video.timescale };
+        let end = last.saturating_add(self.last_duration(last));
+        let ticks = end.abs_diff(first);
+        let constant = rate::constant(&shown, tick);
+        let rate = constant.or_else(|| rate::mean(shown.len() as u64, ticks, tick));
+        let rate = rate.ok_or_else(|| damaged("no frame rate"))?;
+        let seconds = |pts: i64| pts.saturating_sub(first) as f64 / f64::from(self.video.timescale);
+        let keys = self.keys(first)?;
+        let times: Vec<f64> = keys.iter().map(|key| seconds(key.pts)).collect();
+        let chosen: Vec<&Key> =
+            cut::choose(&times, seconds(end), options).into_iter().filter_map(|i| keys.get(i)).collect();
+        let mut cuts: Vec<i64> = chosen.iter().map(|key| key.pts).collect();
+        cuts.push(end);
+        if let Some(start) = cuts.first_mut() {
+            *start = first;
+        }
+        let shift = self.video.samples.iter().map(|s| s.dts.saturating_sub(s.pts)).max().unwrap_or(0).max(0);
+        let frame = |pts: i64| shown.partition_point(|&other| other < pts) as u64;
+        let mut parts = Vec::new();
+        for (key, span) in chosen.iter().zip(cuts.windows(2)) {
+            let &[lo, hi] = span else { continue };
+            let samples = self.pictures(key.sample, hi);
+            let base = samples.first().map_or(0, |sample| sample.dts).saturating_sub(shift);
+            parts.push(PlannedPart {
+                input: self.input(samples, shift, lo, hi, first, end)?,
+                clip: Clip {
+                    lo: lo.saturating_sub(base),
+                    hi: hi.saturating_sub(base),
+                    time_base: tick,
+                    first_frame: frame(lo),
+                    frames: frame(hi) - frame(lo),
+                    rate,
+                    constant: constant.is_some(),
+                    origin: first.saturating_sub(base),
+                },
+                audio: self.audio_span()?,
+                start_seconds: seconds(lo),
+                duration_seconds: seconds(hi) - seconds(lo),
+            });
+        }
+        let (width, height) = self.video.picture().unwrap_or_default();
+        let sound_start = self.audio.as_ref().zip(sound_start(self.sound()));
+        let film = FilmInfo {
+            container: self.container,
+            width,
+            height,
+            duration: seconds(end),
+            rate,
+            constant: constant.is_some(),
+            frames: shown.len() as u64,
+            audio: self.audio_used().map(audio_info).transpose()?,
+        };
+        let audio_offset_seconds = match sound_start {
+            Some((audio, pts)) => show(audio, pts) + dropped(audio) - show(&self.video, first),
+            _ => 0.0,
+        };
+        Ok(Plan { film, parts, audio_offset_seconds })
+    }
+
+    fn check(&self) -> Result<(), FilmError> {
+        let all = self.video.samples.iter().chain(self.audio.iter().flat_map(|audio| &audio.samples));
+        for sample in all {
+            if sample.end() > self.size {
+                let what = format!("a sample reaches to {} of {}", sample.end(), self.size);
+                return Err(FilmError::Truncated(what));
+            }
+        }
+        Ok(())
+    }
+
+    fn last_duration(&self, last: i64) -> i64 {
+        let last = self.video.samples.iter().find(|sample| sample.pts == last);
+        last.map_or(1, |sample| i64::from(sample.duration).max(1))
+    }
+
+    /// Key frames at which a part may begin: everything shown later is decoded later.
+    fn keys(&self, first: i64) -> Result<Vec<Key>, FilmError> {
+        let mut keys: Vec<Key> = Vec::new();
+        let mut latest = i64::MIN;
+        for (sample, &Sample { pts, key, .. }) in self.video.samples.iter().enumerate() {
+            if key && latest < pts {
+                // Before the first shown frame only the last key frame matters.
+                if pts <= first {
+                    keys.clear();
+                }
+                keys.push(Key { sample, pts });
+            }
+            latest = latest.max(pts);
+        }
+        if keys.is_empty() { Err(damaged("no key frame")) } else { Ok(keys) }
+    }
+
+    /// From the key frame to the last picture, in decode order, that is shown before `hi`.
+    fn pictures(&self, from: usize, hi: i64) -> &[Sample] {
+        let rest = self.video.samples.get(from..).unwrap_or_default();
+        let len = rest.iter().rposition(|sample| sample.pts < hi).map_or(0, |last| last + 1);
+        rest.get(..len).unwrap_or_default()
+    }
+
+    fn audio_used(&self) -> Option<&Track> {
+        self.audio.as_ref().filter(|_| !self.sound().is_empty())
+    }
+
+    fn audio_span(&self) -> Result<Option<AudioSpan>, FilmError> {
+        let Some(audio) = self.audio_used() else { return Ok(None) };
+        Ok(Some(AudioSpan { lo: None, hi: None, format: audio_info(audio)?.format }))
+    }
+
+    /// The sound packets that are heard at all.
+    fn sound(&self) -> &[Sample] {
+        let Some(audio) = &self.audio else { return &[] };
+        let end = audio.edit.length.map_or(i64::MAX, |length| audio.edit.media.saturating_add(length));
+        let len = audio.samples.partition_point(|sample| sample.pts < end);
+        audio.samples.get(..len).unwrap_or_default()
+    }
+
+    fn input(
+        &self,
+        pictures: &[Sample],
+        shift: i64,
+        lo: i64,
+        hi: i64,
+        first: i64,
+        end: i64,
+    ) -> Result<PartInput, FilmError> {
+        let mut slices = vec![Slice { track: &self.video, samples: pictures, shift }];
+        if let Some(audio) = self.audio_used() {
+            let sound = self.sound();
+            let index = |pts: i64| {
+                let time = show(&self.video, pts);
+                sound.partition_point(|sample| show(audio, sample.pts) < time)
+            };
+            let from = if lo == first { 0 } else { index(lo) };
+            let to = if hi == end { sound.len() } else { index(hi) };
+            slices.push(Slice { track: audio, samples: sound.get(from..to).unwrap_or_default(), shift: 0 });
+        }
+        let (head, ranges) = rebuild(&self.ftyp, &self.mvhd, &slices, self.size)?;
+        Ok(PartInput { format: "mp4".into(), head: STANDARD.encode(head), ranges })
+    }
+}
+
+/// When the sound would start if its packets followed each other without a gap, as they do once joined: the median over all
+/// packets, because writers stretch the first one to fill what an encoder's priming left.
+fn sound_start(sound: &[Sample]) -> Option<i64> {
+    let mut lengths: Vec<u32> = sound.iter().map(|sample| sample.duration).collect();
+    let usual = i64::from(*middle(&mut lengths)?);
+    let start = |(i, sample): (i64, &Sample)| sample.pts.saturating_sub(i.saturating_mul(usual));
+    let mut starts: Vec<i64> = (0i64..).zip(sound).map(start).collect();
+    let uneven = lengths.iter().filter(|&&length| i64::from(length) != usual).count() * 20 > lengths.len();
+    // Lengths rounded to the track's ticks would add up to a drift.
+    if uneven { sound.first().map(|sample| sample.pts) } else { middle(&mut starts).copied() }
+}
+
+/// Seconds that a decoder drops at the start by itself: what an Opus setup says (`dOps`), since it survives the joining.
+fn dropped(audio: &Track) -> f64 {
+    let skip = || {
+        let entry = audio.entry().filter(|_| &audio.codec == b"Opus")?;
+        let setup = Boxes::of(entry.get(36..)?).flatten().find(|child| &child.kind == b"dOps")?;
+        Some(u16::from_be_bytes(setup.body.get(2..4)?.try_into().ok()?))
+    };
+    skip().map_or(0.0, |skip| f64::from(skip) / 48_000.0)
+}
+
+fn middle<T: Ord>(values: &mut [T]) -> Option<&T> {
+    let middle = values.len() / 2;
+    (!values.is_empty()).then(|| &*values.select_nth_unstable(middle).1)
+}
+
+/// When a sample is shown, in seconds of the film's own clock.
+fn show(track: &Track, pts: i64) -> f64 {
+    track.edit.delay + pts.saturating_sub(track.edit.media) as f64 / f64::from(track.timescale)
+}
+
+/// Presentation times that the edit list lets through, rising.
+fn shown(video: &Track) -> Result<Vec<i64>, FilmError> {
+    let from = video.edit.media;
+    let to = video.edit.length.map_or(i64::MAX, |length| from.saturating_add(length));
+    // An edit from 0 is what writers leave who mean "all of it"; times before it are then kept by players.
+    let kept = |&pts: &i64| pts >= from && pts < to;
+    let mut times: Vec<i64> = video.samples.iter().map(|sample| sample.pts).filter(kept).collect();
+    times.sort_unstable();
+    if times.windows(2).any(|pair| pair[0] == pair[1]) {
+        return Err(FilmError::Irregular("two frames at one time".into()));
+    }
+    Ok(times)
+}

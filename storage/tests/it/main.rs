@@ -1,0 +1,3 @@
+//! Integration tests of `storage`, one module per topic.
+
+mod film;

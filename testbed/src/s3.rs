@@ -1,0 +1,232 @@
+//! An S3 server in this process or in one of its own: the demo's and the tests' store, with real signatures, over real HTTP.
+//!
+//! Protocol by the `s3s` crate; storage in `disk`; verbs in `protocol`. It holds what the product relies on: preconditions on reads
+//! and writes, stored ETags, objects that appear whole. No versions, no ACLs, no TLS: it listens on loopback.
+
+mod disk;
+mod layer;
+mod list;
+mod protocol;
+
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use anyhow::Context;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use s3s::{
+    S3Result,
+    access::{S3Access, S3AccessContext},
+    auth::SimpleAuth,
+    path::S3Path,
+    s3_error,
+    service::S3ServiceBuilder,
+};
+use storage::s3::Secret;
+use tokio::{
+    net::TcpListener,
+    task::{JoinHandle, JoinSet},
+};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tracing::Instrument;
+
+use self::layer::{Cors, Counting, Faulty, Http};
+pub use self::layer::{Counters, Faults};
+
+/// How long answers under way may take once the server is told to stop.
+const DRAIN: Duration = Duration::from_secs(1);
+
+#[derive(Clone, Debug)]
+pub struct S3ServerConfig {
+    /// Directory of the objects; created when missing.
+    pub root: PathBuf,
+    /// Port 0 lets the kernel choose.
+    pub listen: SocketAddr,
+    pub access_key: String,
+    pub secret_key: Secret,
+    /// Said to clients only: a signature for any region is accepted.
+    pub region: String,
+    /// Created at start when missing.
+    pub buckets: Vec<String>,
+    /// `bucket/prefix` whose objects anyone may GET and HEAD without a signature.
+    pub public_read: Vec<String>,
+    pub faults: Faults,
+}
+
+impl Default for S3ServerConfig {
+    /// A port of the kernel's choice and a key made up now.
+    fn default() -> Self {
+        Self {
+            root: PathBuf::from("s3"),
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            access_key: "starling".into(),
+            secret_key: Secret::new(uuid::Uuid::new_v4().simple().to_string()),
+            region: "us-east-1".into(),
+            buckets: vec!["films".into()],
+            public_read: Vec::new(),
+            faults: Faults::default(),
+        }
+    }
+}
+
+/// A running server; it ends when dropped, and more gently by [`S3Server::stop`].
+#[derive(Debug)]
+pub struct S3Server {
+    address: SocketAddr,
+    counters: Arc<Mutex<Counters>>,
+    accepting: JoinHandle<()>,
+    ending: DropGuard,
+}
+
+impl S3Server {
+    pub async fn start(config: S3ServerConfig) -> anyhow::Result<Self> {
+        let disk = disk::Disk::open(&config.root)?;
+        for bucket in &config.buckets {
+            anyhow::ensure!(s3s::path::check_bucket_name(bucket), "{bucket:?} is not a bucket name");
+            disk.create_bucket(bucket).with_context(|| format!("create bucket {bucket}"))?;
+        }
+        let listener =
+            TcpListener::bind(config.listen).await.with_context(|| format!("listen on {}", config.listen))?;
+        let mut builder = S3ServiceBuilder::new(protocol::Backend::new(disk));
+        builder.set_auth(SimpleAuth::from_single(config.access_key, config.secret_key.expose().to_owned()));
+        builder.set_access(Access { public_read: config.public_read });
+        let counters = Arc::<Mutex<Counters>>::default();
+        let service =
+            Counting { inner: Cors { inner: Faulty::new(builder.build(), config.faults) }, counters: counters.clone() };
+        let (address, ending) = (listener.local_addr()?, CancellationToken::new());
+        let accepting =
+            tokio::spawn(accept(listener, service, ending.clone()).instrument(tracing::info_span!("s3", %address)));
+        Ok(Self { address, counters, accepting, ending: ending.drop_guard() })
+    }
+
+    /// `http://address:port`
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    pub fn counters(&self) -> Counters {
+        self.counters.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes no new connection, lets answers under way come to their end for a moment, and frees the port.
+    pub async fn stop(self) {
+        drop(self.ending);
+        let _ = self.accepting.await;
+    }
+}
+
+async fn accept<S: Http + Clone + Send + 'static>(listener: TcpListener, service: S, ending: CancellationToken) {
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            () = ending.cancelled() => break,
+            Some(_) = connections.join_next() => continue,
+            accepted = listener.accept() => accepted,
+        };
+        let socket = match accepted {
+            Ok((socket, _)) => socket,
+            Err(error) => {
+                tracing::warn!(%error, "a connection was not accepted");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let _ = socket.set_nodelay(true);
+        let (service, ending) = (service.clone(), ending.clone());
+        connections.spawn(
+            async move {
+                let serving =
+                    http1::Builder::new().timer(TokioTimer::new()).serve_connection(TokioIo::new(socket), service);
+                let mut serving = std::pin::pin!(serving);
+                tokio::select! {
+                    _ = serving.as_mut() => {}
+                    () = ending.cancelled() => {
+                        serving.as_mut().graceful_shutdown();
+                        let _ = serving.await;
+                    }
+                }
+            }
+            .in_current_span(),
+        );
+    }
+    drop(listener);
+    let _ = tokio::time::timeout(DRAIN, async { while connections.join_next().await.is_some() {} }).await;
+}
+
+/// Who signed may do all; who did not may read what is public.
+struct Access {
+    public_read: Vec<String>,
+}
+
+#[async_trait::async_trait]
+impl S3Access for Access {
+    async fn check(&self, cx: &mut S3AccessContext<'_>) -> S3Result<()> {
+        let public = match (cx.s3_op().name(), cx.s3_path()) {
+            ("GetObject" | "HeadObject", S3Path::Object { bucket, key }) => {
+                let path = format!("{bucket}/{key}");
+                self.public_read.iter().any(|prefix| path.starts_with(prefix.as_str()))
+            }
+            _ => false,
+        };
+        if public || cx.credentials().is_some() { Ok(()) } else { Err(s3_error!(AccessDenied)) }
+    }
+}
+
+/// Runs the S3 server alone until SIGINT or SIGTERM.
+#[derive(Clone, Debug, clap::Args)]
+pub struct S3Args {
+    /// Directory of the objects.
+    #[arg(long)]
+    pub root: PathBuf,
+    #[arg(long, default_value = "127.0.0.1:0")]
+    pub listen: SocketAddr,
+    #[arg(long, default_value = "starling")]
+    pub access_key: String,
+    /// A file whose first line is the secret key.
+    #[arg(long)]
+    pub secret_key_file: PathBuf,
+    #[arg(long, default_value = "us-east-1")]
+    pub region: String,
+    /// Created when missing; may be repeated.
+    #[arg(long = "bucket", default_value = "films")]
+    pub buckets: Vec<String>,
+    /// BUCKET/PREFIX that anyone may read without a signature; may be repeated.
+    #[arg(long)]
+    pub public_read: Vec<String>,
+    #[command(flatten)]
+    pub faults: Faults,
+}
+
+/// Serves as `args` say, prints the endpoint in one line when ready, and returns after SIGINT or SIGTERM.
+pub async fn run_command(args: S3Args) -> anyhow::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let file = args.secret_key_file.display();
+    let secret = tokio::fs::read_to_string(&args.secret_key_file)
+        .await
+        .with_context(|| format!("read the secret key from {file}"))?;
+    let secret = secret.lines().next().unwrap_or_default().trim();
+    anyhow::ensure!(!secret.is_empty(), "{file} holds no secret key");
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let server = S3Server::start(S3ServerConfig {
+        root: args.root,
+        listen: args.listen,
+        access_key: args.access_key,
+        secret_key: Secret::new(secret),
+        region: args.region,
+        buckets: args.buckets,
+        public_read: args.public_read,
+        faults: args.faults,
+    })
+    .await?;
+    println!("{}", server.endpoint());
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    server.stop().await;
+    Ok(())
+}

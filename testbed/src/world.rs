@@ -1,0 +1,227 @@
+//! Three domains, their XMPP servers and an S3 store, started in order on loopback and taken down without a leftover.
+//!
+//! The world owns processes and files, nothing else: agents get a configuration file each and find each other over XMPP, as
+//! they would anywhere. Clients get `world.json`.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::Deserialize;
+
+mod board;
+mod claim;
+mod document;
+mod domain;
+mod store;
+
+pub use board::Board;
+pub use document::{ClientAccess, DomainAccess, ProcessNote, S3Access, WorldDocument};
+pub use store::StoreOptions;
+
+use crate::process::{Process, Recipe};
+use claim::Claim;
+use domain::DomainFiles;
+
+/// How long the world may take until every domain sees every other.
+const PATIENCE: Duration = Duration::from_secs(60);
+const LOOK: Duration = Duration::from_millis(50);
+
+/// What world to make.
+#[derive(Clone, Debug)]
+pub struct WorldOptions {
+    /// Everything is written below; made if it is not there.
+    pub state: PathBuf,
+    /// XMPP host names; the first one is home to the Federation room and to the films.
+    pub domains: Vec<String>,
+    /// Host managers in each domain.
+    pub hosts: u32,
+    /// Parts that each host manager runs at the same time.
+    pub slots: u32,
+    pub store: StoreOptions,
+}
+
+impl WorldOptions {
+    pub fn new(state: impl Into<PathBuf>) -> Self {
+        let domains = ["a.test", "b.test", "c.test"].map(str::to_owned).to_vec();
+        Self { state: state.into(), domains, hosts: 2, slots: 1, store: StoreOptions::default() }
+    }
+
+    fn check(&self) -> Result<()> {
+        ensure!(!self.domains.is_empty(), "a world has at least one domain");
+        for (n, name) in self.domains.iter().enumerate() {
+            let fine = name.split('.').all(|label| {
+                !label.is_empty() && label.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
+            });
+            ensure!(fine, "a domain is a host name in lower case, not {name:?}");
+            ensure!(!self.domains[..n].contains(name), "the domain {name} is named twice");
+        }
+        ensure!((1..=100).contains(&self.hosts), "a domain has 1 to 100 host managers");
+        ensure!(self.slots > 0, "a host manager has at least one slot");
+        Ok(())
+    }
+}
+
+/// A running world. [`World::end`] takes it down in peace; dropping it kills everything at once.
+#[derive(Debug)]
+pub struct World {
+    pub document: WorldDocument,
+    // In starting order. Declared before the claim: all are gone when the directory is free again.
+    processes: Vec<Process>,
+    state: PathBuf,
+    _claim: Claim,
+}
+
+impl World {
+    /// Starts everything and waits until each cluster manager is ready and sees all domains well.
+    ///
+    /// # Errors
+    /// A bad option, a claimed directory, a child that ended, or no consent within a minute. Nothing is left running then.
+    pub async fn start(options: &WorldOptions, board: &mut Board) -> Result<Self> {
+        options.check()?;
+        // Whoever comes first installs it; a second installation is refused and harmless.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let claim = Claim::take(&options.state)?;
+        let state = options.state.canonicalize().context("find the state directory")?;
+        let mut processes = Vec::new();
+
+        let s3 = store::open(&options.store, &state, &mut processes, board).await?;
+        let domains = domain::prepare(options, &state, &s3, &mut processes, board).await?;
+        for domain in &domains {
+            for recipe in domain.agents(options)? {
+                board.starting(&recipe.name, "starting");
+                processes.push(Process::start(recipe)?);
+            }
+        }
+        let consoles = await_consent(&domains, &mut processes, board).await?;
+
+        let notes = processes.iter().map(|process| ProcessNote {
+            role: process.recipe.role.clone(),
+            domain: process.recipe.domain.clone(),
+            pid: process.pid,
+            log: process.recipe.log.clone(),
+        });
+        let document = WorldDocument {
+            s3,
+            domains: domains.iter().zip(consoles).map(|(domain, console)| domain.access(console)).collect(),
+            processes: notes.collect(),
+        };
+        document.write(&state)?;
+        Ok(Self { document, processes, state, _claim: claim })
+    }
+
+    /// Where everything is written.
+    pub fn state(&self) -> &Path {
+        &self.state
+    }
+
+    /// Waits until any process ends by itself, which none should; the text says which, and how its log ends.
+    pub async fn failure(&mut self) -> String {
+        let ends = self.processes.iter_mut().map(|process| Box::pin(process.ended()));
+        futures::future::select_all(ends).await.0
+    }
+
+    /// Ends agents before servers, each asked first, and removes `world.json`.
+    pub async fn end(mut self) {
+        let _ = std::fs::remove_file(self.state.join(document::FILE));
+        let agents = self.processes.extract_if(.., |process| process.recipe.role.ends_with("manager"));
+        futures::future::join_all(agents.map(Process::end).collect::<Vec<_>>()).await;
+        futures::future::join_all(self.processes.drain(..).map(Process::end)).await;
+    }
+
+    /// Ends a process as a power cut does, guests and all; [`World::restart`] brings it back.
+    ///
+    /// # Errors
+    /// There is no such process.
+    pub async fn crash(&mut self, name: &str) -> Result<Recipe> {
+        let at = self.processes.iter().position(|p| p.recipe.name == name).with_context(|| format!("find {name}"))?;
+        Ok(self.processes.remove(at).crash().await)
+    }
+
+    /// Starts a crashed process again, with the same state and configuration.
+    pub fn restart(&mut self, recipe: Recipe) -> Result<()> {
+        self.processes.push(Process::start(recipe)?);
+        Ok(())
+    }
+}
+
+/// What `GET /api/domains` says of one, as far as it matters here.
+#[derive(Deserialize)]
+struct Seen {
+    name: String,
+    health: String,
+    slots: u32,
+}
+
+/// Waits for each cluster manager: until it listens, is ready, and sees all domains in health and with all their slots.
+/// Gives the consoles' URLs.
+async fn await_consent(domains: &[DomainFiles], processes: &mut [Process], board: &mut Board) -> Result<Vec<String>> {
+    let mut consoles = Vec::new();
+    for process in processes.iter_mut().filter(|process| process.recipe.role == "cluster-manager") {
+        let url = process.announcement(announced_http).await?;
+        board.starting(&process.recipe.name, &format!("listens at {url}"));
+        consoles.push(url);
+    }
+    let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(5)).build()?;
+    let patience = tokio::time::Instant::now() + PATIENCE;
+    let mut last = vec![String::new(); consoles.len()];
+    loop {
+        for process in processes.iter_mut() {
+            if let Some(death) = process.death()? {
+                bail!("{death}");
+            }
+        }
+        let mut waiting = Vec::new();
+        for (n, url) in consoles.iter().enumerate() {
+            let (name, state) = (&domains[n].name, standing(&http, url, domains).await);
+            let words = state.as_ref().err().map_or_else(|| format!("ready at {url}"), ToString::to_string);
+            if last[n] != words {
+                let line = format!("{name} cm");
+                if state.is_ok() {
+                    board.ready(&line, &words)
+                } else {
+                    board.starting(&line, &words)
+                }
+                last[n] = words;
+            }
+            waiting.extend(state.err().map(|reason| format!("{name}: {reason}")));
+        }
+        if waiting.is_empty() {
+            break;
+        }
+        ensure!(
+            tokio::time::Instant::now() < patience,
+            "the world is not whole after a minute: {}",
+            waiting.join("; ")
+        );
+        tokio::time::sleep(LOOK).await;
+    }
+    for process in processes.iter().filter(|process| process.recipe.role != "cluster-manager") {
+        board.ready(&process.recipe.name, &format!("ready, pid {}", process.pid));
+    }
+    Ok(consoles)
+}
+
+fn announced_http(line: &str) -> Option<String> {
+    let object: serde_json::Map<String, serde_json::Value> = serde_json::from_str(line).ok()?;
+    Some(object.get("http")?.as_str()?.to_owned())
+}
+
+/// `Ok` when the cluster manager has nothing left to wait for, else what it lacks.
+async fn standing(http: &reqwest::Client, url: &str, domains: &[DomainFiles]) -> Result<()> {
+    #[derive(Deserialize)]
+    struct Health {
+        ready: bool,
+    }
+    let health = http.get(format!("{url}/healthz")).send().await.map_err(|_| anyhow::anyhow!("no answer yet"))?;
+    let health: Health = health.json().await.map_err(|_| anyhow::anyhow!("no health yet"))?;
+    ensure!(health.ready, "not ready yet");
+    let seen: Vec<Seen> = http.get(format!("{url}/api/domains")).send().await?.error_for_status()?.json().await?;
+    for domain in domains {
+        let found = seen.iter().find(|seen| seen.name == domain.name);
+        let found = found.with_context(|| format!("does not see {} yet", domain.name))?;
+        ensure!(found.health == "ok", "{} is {}", domain.name, found.health);
+        ensure!(found.slots >= domain.slots, "{} has {} of {} slots", domain.name, found.slots, domain.slots);
+    }
+    Ok(())
+}

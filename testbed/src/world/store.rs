@@ -1,0 +1,84 @@
+//! The world's S3 store: our own server in a process of its own, or any other by its URL.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use super::board::Board;
+use super::document::{S3Access, write_secret};
+use crate::process::{Process, Recipe, workspace_binary};
+
+/// Which store the world uses.
+#[derive(Clone, Debug, clap::Args)]
+pub struct StoreOptions {
+    /// Use this S3 store instead of starting one; needs the keys below.
+    #[arg(long, value_name = "URL", requires_all = ["s3_access_key", "s3_secret_key_file"])]
+    pub s3_endpoint: Option<String>,
+    #[arg(long, default_value = "us-east-1", value_name = "REGION")]
+    pub s3_region: String,
+    /// Must exist in a store of others.
+    #[arg(long, default_value = "films", value_name = "BUCKET")]
+    pub s3_bucket: String,
+    #[arg(long, value_name = "KEY", requires = "s3_endpoint")]
+    pub s3_access_key: Option<String>,
+    /// A file whose first line is the secret key.
+    #[arg(long, value_name = "FILE", requires = "s3_endpoint")]
+    pub s3_secret_key_file: Option<PathBuf>,
+}
+
+impl Default for StoreOptions {
+    fn default() -> Self {
+        Self {
+            s3_endpoint: None,
+            s3_region: "us-east-1".to_owned(),
+            s3_bucket: "films".to_owned(),
+            s3_access_key: None,
+            s3_secret_key_file: None,
+        }
+    }
+}
+
+/// Starts the store, unless it is another's, and tells how to reach it.
+pub(super) async fn open(
+    options: &StoreOptions,
+    state: &Path,
+    processes: &mut Vec<Process>,
+    board: &mut Board,
+) -> Result<S3Access> {
+    let access = |endpoint: String, access_key: &str, secret_key: String| S3Access {
+        endpoint,
+        region: options.s3_region.clone(),
+        access_key: access_key.to_owned(),
+        secret_key,
+        bucket: options.s3_bucket.clone(),
+    };
+    if let (Some(url), Some(key), Some(file)) =
+        (&options.s3_endpoint, &options.s3_access_key, &options.s3_secret_key_file)
+    {
+        board.ready("s3", &format!("another's, at {url}"));
+        return Ok(access(url.clone(), key, first_line(file)?));
+    }
+    let dir = state.join("s3");
+    std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
+    let secret_file = dir.join("secret");
+    if !secret_file.exists() {
+        write_secret(&secret_file, uuid::Uuid::new_v4().simple().to_string().as_bytes())?;
+    }
+    let mut arguments: Vec<_> =
+        ["s3", "--access-key", "starling", "--region", &options.s3_region, "--bucket"].map(Into::into).into();
+    arguments.extend([options.s3_bucket.clone().into(), "--root".into(), dir.join("objects").into()]);
+    arguments.extend(["--secret-key-file".into(), secret_file.clone().into()]);
+    let program = workspace_binary("testbed")?;
+    let recipe =
+        Recipe { name: "s3".to_owned(), role: "s3".to_owned(), domain: None, program, arguments, log: dir.join("log") };
+    board.starting("s3", "starting");
+    let mut process = Process::start(recipe)?;
+    let endpoint = process.announcement(|line| line.starts_with("http://").then(|| line.to_owned())).await?;
+    processes.push(process);
+    Ok(access(endpoint, "starling", first_line(&secret_file)?))
+}
+
+fn first_line(file: &Path) -> Result<String> {
+    let text = std::fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
+    Ok(text.lines().next().unwrap_or_default().to_owned())
+}

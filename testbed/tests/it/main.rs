@@ -1,0 +1,11 @@
+//! Against real parts.
+
+mod demo;
+mod film;
+mod host;
+mod player;
+mod prosody;
+mod published;
+mod s3;
+mod shelf;
+mod world;

@@ -1,0 +1,7 @@
+//! What the product relies on in a store, asked over the wire: of the embedded server always, of `versitygw` where it is found
+//! (`STARLING_VERSITYGW` or PATH).
+
+mod conformance;
+mod fetch;
+mod place;
+mod server;
