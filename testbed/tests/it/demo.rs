@@ -6,7 +6,8 @@ use std::process::Command;
 fn a_film_goes_through_three_domains_and_comes_out_whole() {
     let state = tempfile::tempdir().unwrap();
     let mut demo = Command::new(env!("CARGO_BIN_EXE_testbed"));
-    let output = demo.args(["demo", "--seconds", "8", "--heights", "180", "--state"]).arg(state.path()).output().unwrap();
+    let output =
+        demo.args(["demo", "--seconds", "8", "--heights", "180", "--state"]).arg(state.path()).output().unwrap();
     let (said, complaint) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{said}\n{complaint}");
     for name in ["HLS", "DASH", "SMIL"] {

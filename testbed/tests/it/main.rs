@@ -1,6 +1,7 @@
 //! Against real parts.
 
+mod demo;
 mod film;
-mod player;
 mod prosody;
 mod s3;
+mod world;
