@@ -110,8 +110,10 @@ impl FilmJob {
     pub async fn prepare(&self, store: &Store, chunk_seconds: f64) -> Result<Prepared, FilmFailure> {
         self.claim(store).await?;
         let meta = store.head(&self.source).await.map_err(|e| self.source_failure(&e))?;
-        let options =
-            PlanOptions { chunk_seconds: self.job.options.chunk_seconds.map_or(chunk_seconds, f64::from), ..Default::default() };
+        let options = PlanOptions {
+            chunk_seconds: self.job.options.chunk_seconds.map_or(chunk_seconds, f64::from),
+            ..Default::default()
+        };
         let mut probe = Probe::new(meta.size, options);
         loop {
             match probe.step().map_err(|e| FilmFailure::new(e.code(), format!("{}: {e}", self.job.source), e.hint()))? {

@@ -173,11 +173,13 @@ impl TorrentController {
         loop {
             version.mark_unchanged();
             let (orders, news) = self.with(|inner, now| {
-                let again = Report { complete: inner.members.get(&id).is_some_and(|m| m.complete), ..Report::default() };
+                let again =
+                    Report { complete: inner.members.get(&id).is_some_and(|m| m.complete), ..Report::default() };
                 let orders = inner.policy.announce(now, id, report.take().unwrap_or(again));
                 let told = inner.members.get_mut(&id).map(|m| &mut m.told);
                 let news = told.is_some_and(|told| told.replace(orders.clone()).as_ref() != Some(&orders));
-                (orders, news && orders.role != Role::Capped)
+                let fit = news && orders.role != Role::Capped;
+                (orders, fit)
             });
             if news || tokio::time::timeout_at(deadline, version.changed()).await.is_err() {
                 return Some(orders);
@@ -222,7 +224,9 @@ impl LeaseBook for TorrentController {
 }
 
 async fn metainfo(
-    State(this): State<Arc<TorrentController>>, Path(name): Path<String>, headers: axum::http::HeaderMap,
+    State(this): State<Arc<TorrentController>>,
+    Path(name): Path<String>,
+    headers: axum::http::HeaderMap,
 ) -> Response {
     if name.strip_suffix(".torrent").unwrap_or(&name) != this.meta.name {
         return (StatusCode::NOT_FOUND, "no such swarm here\n").into_response();
@@ -233,7 +237,9 @@ async fn metainfo(
 }
 
 async fn ordinary(
-    State(this): State<Arc<TorrentController>>, ConnectInfo(from): ConnectInfo<SocketAddr>, RawQuery(query): RawQuery,
+    State(this): State<Arc<TorrentController>>,
+    ConnectInfo(from): ConnectInfo<SocketAddr>,
+    RawQuery(query): RawQuery,
 ) -> Response {
     let refuse = |error: Error| error.bencoded().into_response();
     let query = match Query::parse(&query.unwrap_or_default()) {
@@ -266,7 +272,8 @@ async fn ordinary(
     };
     let mut peers = this.addresses(&orders.neighbours);
     if orders.role != Role::Capped && peers.len() < ORDINARY_PEERS {
-        let others: Vec<_> = this.inner().members.keys().copied().filter(|other| *other != id).take(ORDINARY_PEERS).collect();
+        let others: Vec<_> =
+            this.inner().members.keys().copied().filter(|other| *other != id).take(ORDINARY_PEERS).collect();
         peers.extend(this.addresses(&others));
     }
     if orders.origin && !this.origin.ip().is_unspecified() {
@@ -278,7 +285,9 @@ async fn ordinary(
 }
 
 async fn ours(
-    State(this): State<Arc<TorrentController>>, ConnectInfo(from): ConnectInfo<SocketAddr>, body: Bytes,
+    State(this): State<Arc<TorrentController>>,
+    ConnectInfo(from): ConnectInfo<SocketAddr>,
+    body: Bytes,
 ) -> Response {
     match ours_checked(&this, from, &body).await {
         Ok(orders) => Json(orders).into_response(),
@@ -298,7 +307,14 @@ async fn ours_checked(this: &TorrentController, from: SocketAddr, body: &[u8]) -
             inner.members.remove(&said.node);
             inner.policy.leave(said.node);
         });
-        return Ok(PeerOrders { role: "gone".into(), interval_ms: 0, peers: vec![], guests: vec![], origin: None, stop: true });
+        return Ok(PeerOrders {
+            role: "gone".into(),
+            interval_ms: 0,
+            peers: vec![],
+            guests: vec![],
+            origin: None,
+            stop: true,
+        });
     }
     let member = Member {
         address: SocketAddr::new(from.ip(), said.port),

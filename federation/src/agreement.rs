@@ -32,6 +32,8 @@ pub struct Agreements {
     pub max_depth: u32,
     /// Whether parts that cannot be started soon are offered to others.
     pub resell: bool,
+    /// Tasks given to the hosts for each slot; more than one lets them load ahead while they encode.
+    pub tasks_per_slot: u32,
     /// Parts held at most, in multiples of the slots.
     pub waves_max: u32,
     /// What exceeds this multiple of the slots is sold on if somebody buys it.
@@ -75,6 +77,7 @@ impl Default for Agreements {
             price: 1.0,
             max_depth: 2,
             resell: true,
+            tasks_per_slot: 1,
             waves_max: 8,
             waves_soon: 4,
             requests_burst: 2_000,

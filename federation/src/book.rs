@@ -298,7 +298,7 @@ impl Book {
         let parts = lease.map(|l| l.parts.as_slice()).unwrap_or_default();
         parts.iter().filter_map(move |r| {
             let part = job?.parts.get(&r.part)?;
-            (part.live() == Some(id) && part.attempt == r.attempt).then_some((*r, part))
+            (part.live() == Some(id)).then_some((*r, part))
         })
     }
 

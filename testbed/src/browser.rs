@@ -5,6 +5,10 @@
 use std::{process::Stdio, time::Duration};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::{
@@ -73,9 +77,20 @@ pub async fn play(player_url: &str) -> Result<Playback> {
 pub struct Browser {
     http: reqwest::Client,
     session: String,
-    // Ended by its own pid when dropped; it takes Chromium with it.
+    // Fields go in this order: browser, its driver, its files.
+    _chromium: Chromium,
     _driver: Child,
     _profile: tempfile::TempDir,
+}
+
+/// The browser's main process, which the driver leaves behind when it is killed.
+struct Chromium(Pid);
+
+impl Drop for Chromium {
+    fn drop(&mut self) {
+        // Gone already is as good.
+        let _ = kill(self.0, Signal::SIGKILL);
+    }
 }
 
 impl Browser {
@@ -102,7 +117,9 @@ impl Browser {
             .await
             .context("start Chromium; `make setup` installs it (Debian package chromium)")?;
         let id = answer["sessionId"].as_str().context("chromedriver gave no session")?;
-        Ok(Self { session: format!("{root}/{id}"), http, _driver: driver, _profile: profile })
+        let pid = answer["capabilities"]["goog:processID"].as_i64().and_then(|pid| i32::try_from(pid).ok());
+        let chromium = Chromium(Pid::from_raw(pid.context("chromedriver did not say which process is Chromium")?));
+        Ok(Self { session: format!("{root}/{id}"), http, _chromium: chromium, _driver: driver, _profile: profile })
     }
 
     pub async fn open(&self, url: &str) -> Result<()> {

@@ -281,14 +281,14 @@ class Player {
 
   /** All feeders have given all there is and will ever be. */
   end() {
-    const over = this.film.complete && this.feeders.every((feeder) => feeder.done && !feeder.buffer.updating);
+    const over = this.film.complete && this.feeders.every((feeder) => feeder.fed >= feeder.items.length && !feeder.buffer.updating);
     if (over && this.source.readyState === "open") this.source.endOfStream();
   }
 }
 
 class Feeder {
   constructor(player, kind, buffer) {
-    Object.assign(this, { player, kind, buffer, done: false, control: null, last: Promise.resolve() });
+    Object.assign(this, { player, kind, buffer, fed: 0, control: null, last: Promise.resolve() });
   }
 
   get items() {
@@ -304,7 +304,7 @@ class Feeder {
   start(time) {
     this.stop();
     const control = (this.control = new AbortController());
-    this.done = false;
+    this.fed = 0;
     this.last = this.last.then(() => this.run(time, control.signal)).catch((error) => {
       if (!(error instanceof Stopped) && !control.signal.aborted) this.player.fail(error);
     });
@@ -319,10 +319,10 @@ class Feeder {
         await this.item(this.items[n++], from, signal);
         continue;
       }
-      this.done = true;
+      // Counted, not flagged: the film may have grown by the time another feeder asks.
+      this.fed = n;
       this.player.end();
       await this.player.bell.wait();
-      this.done = n >= this.items.length;
     }
   }
 

@@ -34,10 +34,11 @@ impl Contractor {
         }
     }
 
-    /// Starts what waits, first come first served, as far as there are slots.
+    /// Starts what waits, first come first served, as far as the hosts take tasks.
     pub(super) fn start_waiting(&mut self, cx: &mut Cx) {
         let running = parts(cx, |s| *s == TakenState::Started).count();
-        let free = (self.slots as usize).saturating_sub(running);
+        let tasks = self.slots.saturating_mul(cx.config.agreements.tasks_per_slot);
+        let free = (tasks as usize).saturating_sub(running);
         if free == 0 {
             return;
         }

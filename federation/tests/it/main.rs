@@ -1,5 +1,6 @@
 //! The negotiation under a simulated network, and the decoders of foreign bytes.
 
+mod corpus;
 mod federation;
 mod job;
 mod message;

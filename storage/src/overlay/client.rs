@@ -53,13 +53,18 @@ pub struct Controller {
 }
 
 impl Controller {
-    /// `url` is `http://HOST:PORT/NAME`, as `swarm serve` prints it.
-    pub fn new(url: &str) -> Result<Self, Error> {
+    /// `url` is `http://HOST:PORT/NAME`, as `swarm serve` prints it. The controller knows a peer by the address it asks
+    /// from, so a peer that listens on one address only asks from there.
+    pub fn new(url: &str, from: IpAddr) -> Result<Self, Error> {
         let parsed = reqwest::Url::parse(url).ok().filter(|u| u.host().is_some() && u.path().len() > 1);
         let url = parsed.ok_or_else(|| Error::Url(url.to_owned()))?;
         // reqwest is built without a TLS provider; one that is installed already stays.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let http = reqwest::Client::builder().timeout(TIMEOUT).no_proxy().build();
+        let http = reqwest::Client::builder()
+            .timeout(TIMEOUT)
+            .no_proxy()
+            .local_address(Some(from).filter(|ip| !ip.is_unspecified()))
+            .build();
         Ok(Self { http: http.map_err(|source| Error::Http { url: url.to_string(), source })?, url })
     }
 

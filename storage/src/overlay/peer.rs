@@ -121,7 +121,10 @@ struct Verified {
 impl Peer {
     /// Binds, and from then on serves and (if filling) fetches. `hashes` are the group hashes of chunks known so far.
     pub async fn start(
-        meta: Arc<Metainfo>, hashes: Vec<Option<Vec<GroupHash>>>, place: Place, mut config: Config,
+        meta: Arc<Metainfo>,
+        hashes: Vec<Option<Vec<GroupHash>>>,
+        place: Place,
+        mut config: Config,
         book: Option<Arc<dyn LeaseBook>>,
     ) -> std::io::Result<Self> {
         let socket = if config.listen.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;

@@ -33,7 +33,9 @@ impl Error {
 
     pub fn hint(&self) -> &'static str {
         match self.code() {
-            "disk-full" => "free space or choose another --dir; what has arrived is kept and the next run goes on from it",
+            "disk-full" => {
+                "free space or choose another --dir; what has arrived is kept and the next run goes on from it"
+            }
             "permission-denied" => "make the directory writable for this user",
             "already-there" => "move the existing file away, or choose another --dir",
             _ => "see the cause below; the next run goes on from what is on disk",
@@ -58,9 +60,7 @@ impl Files {
         Self::each(path, meta_files, &OpenOptions::new().read(true), false)
     }
 
-    fn each(
-        root: &Path, list: &[super::metainfo::File], options: &OpenOptions, create: bool,
-    ) -> Result<Self, Error> {
+    fn each(root: &Path, list: &[super::metainfo::File], options: &OpenOptions, create: bool) -> Result<Self, Error> {
         let mut at = 0;
         let mut files = Vec::with_capacity(list.len());
         for file in list {

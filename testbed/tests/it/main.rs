@@ -2,6 +2,10 @@
 
 mod demo;
 mod film;
+mod host;
+mod player;
 mod prosody;
+mod published;
 mod s3;
+mod shelf;
 mod world;

@@ -53,7 +53,11 @@ pub async fn run(shared: Arc<Shared>, stream: TcpStream, address: SocketAddr, ou
 
 /// Who is there: node, kind, and where it listens. `None` = not welcome.
 async fn greet(
-    shared: &Shared, read: &mut OwnedReadHalf, write: &mut OwnedWriteHalf, buffer: &mut BytesMut, address: SocketAddr,
+    shared: &Shared,
+    read: &mut OwnedReadHalf,
+    write: &mut OwnedWriteHalf,
+    buffer: &mut BytesMut,
+    address: SocketAddr,
 ) -> Option<(NodeId, Kind, SocketAddr)> {
     let mut peer_id = [0; 20];
     peer_id[..8].copy_from_slice(PEER_ID_PREFIX);
@@ -147,7 +151,8 @@ async fn take(shared: &Shared, id: SourceId, node: NodeId, message: Message) -> 
             }
         }
         message => {
-            let acknowledged = shared.state().heard(shared.now(), id, message, &shared.meta).map_err(|breach| breach.0)?;
+            let acknowledged =
+                shared.state().heard(shared.now(), id, message, &shared.meta).map_err(|breach| breach.0)?;
             if let Some(book) = shared.book.as_ref().filter(|_| !acknowledged.is_empty()) {
                 acknowledged.into_iter().for_each(|piece| book.done(node, piece));
                 shared.dispatch();
@@ -198,7 +203,11 @@ async fn writer(shared: &Shared, id: SourceId, node: NodeId, wake: &Notify, mut 
 
 /// Uploads one group or block once a slot is free. What is to be said meanwhile does not wait for the slot.
 async fn give(
-    shared: &Shared, node: NodeId, upload: Upload, out: &mut BytesMut, write: &mut OwnedWriteHalf,
+    shared: &Shared,
+    node: NodeId,
+    upload: Upload,
+    out: &mut BytesMut,
+    write: &mut OwnedWriteHalf,
 ) -> std::io::Result<()> {
     let gone = |_| std::io::Error::from(std::io::ErrorKind::BrokenPipe);
     let permit = match shared.slots.try_acquire() {

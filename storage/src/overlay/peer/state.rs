@@ -45,7 +45,10 @@ pub enum Kind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Upload {
     /// `ends`: the piece whose lease is sent with this group.
-    Group { group: u32, ends: Option<u32> },
+    Group {
+        group: u32,
+        ends: Option<u32>,
+    },
     Block(Block),
 }
 
@@ -154,7 +157,13 @@ impl State {
 
     /// Takes in a connection whose handshake is done; of two with the same node, the one that the lower node dialled stays.
     pub fn register(
-        &mut self, meta: &Metainfo, node: NodeId, kind: Kind, listen: SocketAddr, outgoing: bool, giver: bool,
+        &mut self,
+        meta: &Metainfo,
+        node: NodeId,
+        kind: Kind,
+        listen: SocketAddr,
+        outgoing: bool,
+        giver: bool,
     ) -> Option<(SourceId, Arc<Notify>)> {
         if node == self.me || self.banned.contains(&node) {
             return None;
@@ -328,7 +337,11 @@ impl State {
             Message::Cancel(block) => {
                 self.conns.get_mut(&id).into_iter().for_each(|c| c.uploads.retain(|u| *u != Upload::Block(block)));
             }
-            Message::Interested | Message::NotInterested | Message::KeepAlive | Message::Hello(_) | Message::Ignored => {}
+            Message::Interested
+            | Message::NotInterested
+            | Message::KeepAlive
+            | Message::Hello(_)
+            | Message::Ignored => {}
             Message::Piece { .. } => {}
         }
         self.fill(now, id, meta);
@@ -448,7 +461,14 @@ impl State {
     }
 
     /// A block of an ordinary client: answers the whole group once its last block is here.
-    pub fn block(&mut self, id: SourceId, piece: u32, begin: u32, data: &[u8], layout: &Layout) -> Option<(u32, Bytes)> {
+    pub fn block(
+        &mut self,
+        id: SourceId,
+        piece: u32,
+        begin: u32,
+        data: &[u8],
+        layout: &Layout,
+    ) -> Option<(u32, Bytes)> {
         let conn = self.conns.get_mut(&id)?;
         let at = layout.piece_bytes(piece).start + u64::from(begin);
         let group = u32::try_from(at / GROUP).ok()?;
@@ -534,7 +554,9 @@ impl State {
             let allowed = |group: u32| {
                 let chunk = layout.chunk_of(group);
                 let known = hashes.get(chunk as usize).is_some_and(Option::is_some);
-                known || (!ordinary && asked.get(&chunk).is_none_or(|(by, at)| *by == id || now.saturating_sub(*at) > 1000))
+                known
+                    || (!ordinary
+                        && asked.get(&chunk).is_none_or(|(by, at)| *by == id || now.saturating_sub(*at) > 1000))
             };
             let Some(group) = self.picker.pick(now, id, patience, allowed) else { return };
             conn.asked += 1;
@@ -551,9 +573,11 @@ impl State {
                 let piece = layout.piece_of(group);
                 let base = (bytes.start - layout.piece_bytes(piece).start) as u32;
                 conn.partial.insert(group, Partial { data: vec![0; len as usize], blocks: 0 });
-                conn.control.extend((0..len).step_by(BLOCK as usize).map(|at| {
-                    Message::Request(Block { piece, begin: base + at, len: BLOCK.min(len - at) })
-                }));
+                conn.control.extend(
+                    (0..len)
+                        .step_by(BLOCK as usize)
+                        .map(|at| Message::Request(Block { piece, begin: base + at, len: BLOCK.min(len - at) })),
+                );
             } else {
                 conn.control.push_back(Message::Ours(Ours::Request { group }));
             }

@@ -1,0 +1,3 @@
+//! Integration tests of the cluster manager, one module per topic.
+
+mod swarm;

@@ -1,0 +1,329 @@
+//! A swarm on loopback addresses: ours, ordinary clients, and hostile ones.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use cluster_manager::swarm::{self, Rate, ServeArgs, Served};
+use storage::overlay::client::Controller;
+use storage::overlay::metainfo::Metainfo;
+use storage::overlay::peer::{Config, Peer, Place, Progress};
+use storage::overlay::store::Store;
+use storage::overlay::wire::{self, Handshake, Hello, Message, Ours};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+const LIMIT: Duration = Duration::from_secs(90);
+
+/// A child that ends with the test, whatever its outcome.
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn bytes(len: usize) -> Vec<u8> {
+    let mut state = 88_172_645_463_325_252u64;
+    std::iter::repeat_with(|| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state as u8
+    })
+    .take(len)
+    .collect()
+}
+
+async fn serve(dir: &Path, data: &[u8], rate: Option<u64>) -> Served {
+    let source = dir.join("set.bin");
+    std::fs::write(&source, data).unwrap();
+    let args = ServeArgs {
+        source,
+        listen: "127.0.0.1:0".parse().unwrap(),
+        peer_port: 0,
+        rate: Rate(rate),
+        expect: 0,
+        token: Some("secret".into()),
+        paper: false,
+        json: false,
+    };
+    swarm::open(&args).await.unwrap()
+}
+
+/// One of our nodes, announcing for as long as it lives.
+struct Node {
+    peer: Arc<Peer>,
+    meta: Arc<Metainfo>,
+    dir: PathBuf,
+    following: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.following.abort();
+    }
+}
+
+impl Node {
+    async fn join(served: &Served, dir: &Path, ip: &str, id: u64) -> Self {
+        let ip: IpAddr = ip.parse().unwrap();
+        let controller = Controller::new(&served.url, ip).unwrap();
+        let meta = Arc::new(controller.metainfo().await.unwrap());
+        let dir = dir.join(id.to_string());
+        std::fs::create_dir_all(&dir).unwrap();
+        let (store, have) = Store::open(&dir, &meta).unwrap();
+        let listen = SocketAddr::new(ip, 0);
+        let config = Config { listen, rate: None, upload_slots: 4, connections_max: 64, node: id };
+        let peer = Peer::start(meta.clone(), vec![], Place::Filling(store, have), config, None).await.unwrap();
+        let peer = Arc::new(peer);
+        let (follower, followed) = (peer.clone(), meta.clone());
+        let following = tokio::spawn(async move { controller.follow(&follower, &followed, id, 0).await });
+        Self { peer, meta, dir, following }
+    }
+
+    async fn until(&self, what: &str, fits: impl Fn(&Progress) -> bool) -> Progress {
+        let mut watch = self.peer.watch();
+        let reached = tokio::time::timeout(LIMIT, watch.wait_for(|p| fits(p))).await;
+        reached.unwrap_or_else(|_| panic!("never {what}: {:?}", self.peer.progress())).unwrap().clone()
+    }
+
+    async fn whole(&self, data: &[u8]) -> Progress {
+        let progress = self.until("whole", |p| p.done.is_some()).await;
+        assert!(std::fs::read(self.dir.join("set.bin")).unwrap() == data, "bytes differ");
+        progress
+    }
+
+    /// Stops it as a killed process would be missed, except that the state on disk is flushed.
+    async fn stop(self) {
+        self.following.abort();
+        while Arc::strong_count(&self.peer) > 1 {
+            tokio::task::yield_now().await;
+        }
+        let peer = self.peer.clone();
+        drop(self);
+        Arc::into_inner(peer).unwrap().stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_byte_leaves_the_origin_once_and_all_nodes_end_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = bytes(6_000_000);
+    let served = serve(dir.path(), &data, None).await;
+    let mut nodes = Vec::new();
+    for i in 1..=6 {
+        nodes.push(Node::join(&served, dir.path(), &format!("127.0.1.{i}"), i).await);
+    }
+    for node in &nodes {
+        let progress = node.whole(&data).await;
+        assert!(progress.from_peers > progress.from_origin, "{progress:?}");
+    }
+    assert_eq!(served.origin.progress().given, 6_000_000);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restarted_node_fetches_only_what_it_lacks() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = bytes(4_000_000);
+    let served = serve(dir.path(), &data, Some(2_000_000)).await;
+    let node = Node::join(&served, dir.path(), "127.0.2.1", 1).await;
+    let before = node.until("a third held", |p| p.groups_held > p.groups / 3).await;
+    node.stop().await;
+    assert!(!dir.path().join("1/set.bin").exists(), "a final name before the end");
+    let again = Node::join(&served, dir.path(), "127.0.2.1", 1).await;
+    let after = again.whole(&data).await;
+    let fetched = after.from_origin + after.from_peers;
+    assert!(fetched + before.bytes_held <= 4_000_000 + 65_536, "{before:?} {after:?}");
+}
+
+/// Accepts as a full peer with the right token, and answers requests as `answer` says.
+async fn hostile(meta: Arc<Metainfo>, listener: TcpListener, node: u64, answer: impl Fn(u32) -> Option<Vec<u8>>) {
+    loop {
+        let Ok((stream, _)) = listener.accept().await else { return };
+        let _ = lie(&meta, stream, node, &answer).await;
+    }
+}
+
+async fn greet(meta: &Metainfo, stream: &mut TcpStream, token: &str, node: u64) -> std::io::Result<()> {
+    let mut peer_id = *b"-ST0100-xxxxxxxxxxxx";
+    peer_id[8..16].copy_from_slice(&node.to_be_bytes());
+    stream.write_all(&Handshake { info_hash: meta.info_hash, peer_id, extended: true }.encode()).await?;
+    let mut raw = [0; wire::HANDSHAKE_LEN];
+    stream.read_exact(&mut raw).await?;
+    let mut out = bytes::BytesMut::new();
+    let hello = Hello { ours: true, token: token.into(), node, port: stream.local_addr()?.port(), origin: false };
+    wire::encode(&Message::Hello(hello), &mut out);
+    stream.write_all(&out).await
+}
+
+async fn lie(
+    meta: &Metainfo,
+    mut stream: TcpStream,
+    node: u64,
+    answer: &impl Fn(u32) -> Option<Vec<u8>>,
+) -> std::io::Result<()> {
+    greet(meta, &mut stream, &meta.token, node).await?;
+    let mut out = bytes::BytesMut::new();
+    wire::encode(&Message::Ours(Ours::Have((0..meta.layout.groups()).collect())), &mut out);
+    stream.write_all(&out).await?;
+    let mut buffer = bytes::BytesMut::new();
+    loop {
+        while let Ok(Some(message)) = wire::decode(&mut buffer) {
+            if let Message::Ours(Ours::Request { group }) = message
+                && let Some(data) = answer(group)
+            {
+                out.clear();
+                wire::encode(&Message::Ours(Ours::Data { group, data: data.into() }), &mut out);
+                stream.write_all(&out).await?;
+            }
+        }
+        if stream.read_buf(&mut buffer).await? == 0 {
+            return Ok(());
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn wrong_bytes_are_blamed_on_their_sender_and_silence_harms_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = bytes(3_000_000);
+    // Slow enough that the liars are asked.
+    let served = serve(dir.path(), &data, Some(1_500_000)).await;
+    let node = Node::join(&served, dir.path(), "127.0.3.1", 1).await;
+    node.until("some held", |p| p.groups_held > 2).await;
+    let wrong = TcpListener::bind("127.0.3.66:0").await.unwrap();
+    let silent = TcpListener::bind("127.0.3.67:0").await.unwrap();
+    let liars = [wrong.local_addr().unwrap(), silent.local_addr().unwrap()];
+    let first = tokio::spawn(hostile(node.meta.clone(), wrong, 66, |_| Some(vec![7; 65_536])));
+    let second = tokio::spawn(hostile(node.meta.clone(), silent, 67, |_| None));
+    node.peer.know(&liars, None, []);
+    node.until("blamed", |p| p.blamed == [liars[0]]).await;
+    node.whole(&data).await;
+    first.abort();
+    second.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn strangers_floods_and_oversized_messages_are_cut_off_while_the_load_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = bytes(3_000_000);
+    let served = serve(dir.path(), &data, Some(3_000_000)).await;
+    let node = Node::join(&served, dir.path(), "127.0.4.1", 1).await;
+    node.until("some held", |p| p.groups_held > 2).await;
+    let meta = node.meta.clone();
+    let ends = async |stream: &mut TcpStream| {
+        let mut sink = vec![0; 1 << 16];
+        tokio::time::timeout(LIMIT, async { while !matches!(stream.read(&mut sink).await, Ok(0) | Err(_)) {} })
+            .await
+            .unwrap();
+    };
+    let dial = || TcpStream::connect(node.peer.address);
+    // Another swarm's hash; another swarm's token; an ordinary client that nobody announced.
+    let mut stream = dial().await.unwrap();
+    stream.write_all(&Handshake { info_hash: [9; 20], peer_id: [1; 20], extended: false }.encode()).await.unwrap();
+    ends(&mut stream).await;
+    let mut stream = dial().await.unwrap();
+    greet(&meta, &mut stream, "another", 5).await.unwrap();
+    ends(&mut stream).await;
+    let mut stream = dial().await.unwrap();
+    stream
+        .write_all(&Handshake { info_hash: meta.info_hash, peer_id: [1; 20], extended: false }.encode())
+        .await
+        .unwrap();
+    ends(&mut stream).await;
+    // A member that announces a message of 2 GB, and one that leases as if it were the origin.
+    for bad in [&[0x80, 0, 0, 0, 20, 1][..], &[0, 0, 0, 11, 20, 1, 4, 0, 0, 0, 0, 0, 0, 0, 9]] {
+        let mut stream = dial().await.unwrap();
+        greet(&meta, &mut stream, &meta.token, 7).await.unwrap();
+        stream.write_all(bad).await.unwrap();
+        ends(&mut stream).await;
+    }
+    // Ten thousand requests, unread answers.
+    let mut stream = dial().await.unwrap();
+    greet(&meta, &mut stream, &meta.token, 8).await.unwrap();
+    let mut out = bytes::BytesMut::new();
+    (0..10_000).for_each(|i| wire::encode(&Message::Ours(Ours::Request { group: i % 40 }), &mut out));
+    let _ = stream.write_all(&out).await;
+    node.whole(&data).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_foreign_token_and_a_forged_report_are_refused_by_the_controller() {
+    let dir = tempfile::tempdir().unwrap();
+    let served = serve(dir.path(), &bytes(300_000), None).await;
+    let controller = Controller::new(&served.url, "127.0.5.1".parse().unwrap()).unwrap();
+    let meta = controller.metainfo().await.unwrap();
+    let good = format!(
+        r#"{{"info_hash":"{}","token":"secret","node":1,"port":9}}"#,
+        meta.info_hash.iter().map(|b| format!("{b:02x}")).collect::<String>()
+    );
+    let parse = |text: &str| serde_json::from_str(text).unwrap();
+    assert_eq!(controller.announce(&parse(&good)).await.unwrap().role, "relay");
+    for (from, to) in
+        [("secret", "other"), (r#""port":9"#, r#""port":0"#), (r#""port":9"#, r#""port":9,"have":"ffffffff""#)]
+    {
+        let refused = controller.announce(&parse(&good.replace(from, to))).await.unwrap_err();
+        assert_eq!(refused.code(), "controller-refused", "{to}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn aria2_libtorrent_transmission_and_ours_complete_in_one_swarm() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = bytes(5_000_000);
+    let served = serve(dir.path(), &data, Some(4_000_000)).await;
+    let torrent = dir.path().join("set.torrent");
+    let meta = Controller::new(&served.url, "127.0.6.1".parse().unwrap()).unwrap().metainfo().await.unwrap();
+    let host = served.url.trim_end_matches("/set.bin");
+    std::fs::write(&torrent, meta.encode(&format!("{host}/announce?token={}", meta.token))).unwrap();
+    let place = |name: &str| {
+        let place = dir.path().join(name);
+        std::fs::create_dir_all(&place).unwrap();
+        place
+    };
+    let quiet = |command: &mut Command| {
+        Ended(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+    };
+    let aria2 = place("aria2");
+    let _aria2 = quiet(
+        Command::new("aria2c")
+            .args(["--no-conf", "--enable-dht=false", "--enable-dht6=false", "--bt-enable-lpd=false", "--seed-time=60"])
+            .args(["--interface=127.0.6.2", "--disable-ipv6=true", "--file-allocation=none", "--dir"])
+            .args([&aria2, &torrent]),
+    );
+    let libtorrent = place("libtorrent");
+    let script = "import libtorrent as lt, sys, time
+s = lt.session({'listen_interfaces': '127.0.6.3:0', 'outgoing_interfaces': '127.0.6.3', 'enable_dht': False, 'enable_lsd': False,
+  'enable_upnp': False, 'enable_natpmp': False, 'allow_multiple_connections_per_ip': True})
+h = s.add_torrent({'ti': lt.torrent_info(sys.argv[1]), 'save_path': sys.argv[2]})
+time.sleep(120)";
+    let _libtorrent = quiet(Command::new("/usr/bin/python3").args(["-c", script]).args([&torrent, &libtorrent]));
+    let transmission = place("transmission");
+    let settings = r#"{"bind-address-ipv4": "127.0.6.4", "dht-enabled": false, "lpd-enabled": false, "pex-enabled": false,
+        "port-forwarding-enabled": false, "utp-enabled": false, "peer-port-random-on-start": true, "rpc-enabled": false}"#;
+    std::fs::write(transmission.join("settings.json"), settings).unwrap();
+    let _transmission =
+        quiet(Command::new("transmission-cli").arg("-g").arg(&transmission).arg("-w").arg(&transmission).arg(&torrent));
+    let ours = [
+        Node::join(&served, dir.path(), "127.0.6.11", 11).await,
+        Node::join(&served, dir.path(), "127.0.6.12", 12).await,
+    ];
+    for node in &ours {
+        node.whole(&data).await;
+    }
+    for other in [&aria2, &libtorrent, &transmission] {
+        let file = other.join("set.bin");
+        let whole = async {
+            while !std::fs::read(&file).is_ok_and(|found| found == data) {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        let done = tokio::time::timeout(LIMIT, whole).await;
+        assert!(done.is_ok(), "{} never whole: {:?}", other.display(), served.controller.status());
+    }
+}

@@ -1,0 +1,23 @@
+//! The fuzzers' corpora hold what they are meant to: jobs and messages that are read.
+
+use std::path::Path;
+
+use federation::job::Job;
+use federation::message::Envelope;
+
+fn corpus(name: &str) -> Vec<Vec<u8>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(name);
+    let all: Vec<_> = std::fs::read_dir(folder).unwrap().map(|e| std::fs::read(e.unwrap().path()).unwrap()).collect();
+    assert!(all.len() >= 3);
+    all
+}
+
+#[test]
+fn the_corpora_of_the_fuzzers_are_read() {
+    for bytes in corpus("job") {
+        Job::parse(&String::from_utf8(bytes).unwrap()).unwrap();
+    }
+    for bytes in corpus("envelope") {
+        xso::from_bytes::<Envelope>(bytes.trim_ascii()).unwrap();
+    }
+}
