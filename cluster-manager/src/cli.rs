@@ -81,12 +81,11 @@ enum Command {
 
 /// Runs one command to its end.
 pub fn run(cli: Cli) -> Result<ExitCode> {
-    // A swarm moves bytes on all cores; everything else is one conversation.
+    // One thread also for a swarm: a capped peer needs no more, and is spared the switches between several.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
     if let Command::Swarm(command) = cli.command {
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
         return Ok(runtime.block_on(swarm::run(command)));
     }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
     runtime.block_on(async {
         let question = match &cli.command {
             Command::Submit { file, .. } => {

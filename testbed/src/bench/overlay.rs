@@ -246,7 +246,11 @@ fn start_seed(
     children: &mut Children,
 ) -> anyhow::Result<Start> {
     let torrent = place.join("set.torrent");
-    let starling: Vec<String> = args.starling.split_whitespace().map(str::to_owned).collect();
+    let mut starling: Vec<String> = args.starling.split_whitespace().map(str::to_owned).collect();
+    // Ours is built beside this program and need not be installed.
+    if let Some(program) = starling.first_mut().filter(|program| *program == "starling") {
+        *program = crate::process::workspace_binary("starling")?.display().to_string();
+    }
     ensure!(!starling.is_empty(), "--starling names no command");
     let url = format!("http://{}:7000/set.bin", Net::address(0));
     let mut start = Start { starling, url, torrent };
