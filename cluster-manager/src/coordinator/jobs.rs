@@ -258,7 +258,7 @@ impl Coordinator {
             return Ok(());
         }
         warn!(job = %id, code, "failed");
-        let failure = FilmFailure { code: code.into(), message: message.into(), hint: None };
+        let failure = FilmFailure::at_work(code, message);
         self.journal_job(record::failed(id, now(), &failure))?;
         self.tell_owner(id);
         Ok(())
@@ -391,6 +391,10 @@ impl Coordinator {
                 awarded: view.parts.iter().filter(|p| p.domain.as_ref() == Some(&offer.domain)).count() as u32,
             })
             .collect();
+        for usage in &mut document.usage {
+            let paid = view.usage.iter().find(|paid| paid.domain.0 == usage.domain);
+            usage.cost = paid.map_or(0.0, |paid| paid.price);
+        }
         document.timeline.splice(0..0, record.negotiation(&view.timeline));
         Some(document)
     }
