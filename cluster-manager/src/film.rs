@@ -122,9 +122,8 @@ impl FilmJob {
         self.target.join(relative).ok().filter(|_| !hidden)
     }
 
-    /// Claims the target, then reads the source's index by ranged GETs.
+    /// Reads the source's index by ranged GETs, then claims the target: what fails before leaves nothing behind.
     pub async fn prepare(&self, store: &Store, chunk_seconds: f64) -> Result<Prepared, FilmFailure> {
-        self.claim(store).await?;
         let meta = store.head(&self.source).await.map_err(|e| self.source_failure(&e))?;
         let options = PlanOptions {
             chunk_seconds: self.job.options.chunk_seconds.map_or(chunk_seconds, f64::from),
@@ -133,7 +132,10 @@ impl FilmJob {
         let mut probe = Probe::new(meta.size, options);
         loop {
             match probe.step().map_err(|e| FilmFailure::new(e.code(), format!("{}: {e}", self.job.source), e.hint()))? {
-                Step::Done(plan) => return Ok(Prepared { etag: meta.etag, size: meta.size, plan: *plan }),
+                Step::Done(plan) => {
+                    self.claim(store).await?;
+                    return Ok(Prepared { etag: meta.etag, size: meta.size, plan: *plan });
+                }
                 Step::Need(ranges) => {
                     for range in ranges {
                         let bytes = store
@@ -168,6 +170,12 @@ impl FilmJob {
             }
             Err(error) => Err(self.target_failure(&error)),
         }
+    }
+
+    /// After a job that ended without a result: the target may be used again.
+    pub async fn release(&self, store: &Store) -> Result<(), StoreError> {
+        self.tidy(store).await?;
+        store.delete(&self.target.join(CLAIM)?).await
     }
 
     fn source_failure(&self, error: &StoreError) -> FilmFailure {

@@ -336,7 +336,7 @@ impl Domain {
         }
         let (body, keep) = match self.post.inbound(&self.config, self.now, from, envelope) {
             Inbound::Repeat(answer) => {
-                return out.push(Output::Reply { to: from.clone(), re: envelope.id.clone(), envelope: answer });
+                return out.push(Output::Reply { to: from.clone(), re: envelope.id.clone(), envelope: *answer });
             }
             Inbound::Fresh => (self.serve(from, envelope, out, mail), true),
             Inbound::Old => (Body::Stale(Stale { reason: "epoch".into() }), false),

@@ -4,6 +4,8 @@
 //! protocol is a FIPA Contract Net with a hold behind each bid and a three-step award; `docs/protocol.md` tells what happens
 //! when each message is lost.
 
+#![allow(clippy::useless_conversion)] // in what the derive writes for `log`
+
 use serde::{Deserialize, Serialize};
 use xso::{AsXml, FromXml};
 

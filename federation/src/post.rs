@@ -40,7 +40,7 @@ pub(crate) enum Inbound {
     /// Not seen before.
     Fresh,
     /// Send this again.
-    Repeat(Envelope),
+    Repeat(Box<Envelope>),
     /// From an incarnation that is over.
     Old,
     /// Too many.
@@ -107,7 +107,7 @@ impl Post {
         }
         peer.epoch = envelope.epoch;
         match peer.answers.get(&envelope.id) {
-            Some(answer) => Inbound::Repeat(answer.clone()),
+            Some(answer) => Inbound::Repeat(Box::new(answer.clone())),
             None => Inbound::Fresh,
         }
     }

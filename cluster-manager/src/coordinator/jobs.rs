@@ -126,8 +126,10 @@ impl Coordinator {
                 self.prepare(&id).await;
                 continue;
             }
-            if let Some(sealed) = sealed {
-                self.open_own_store(&id, &sealed).await?;
+            if let Some(sealed) = sealed
+                && let Err(error) = self.open_own_store(&id, &sealed).await
+            {
+                warn!(job = %id, %error, "the job's own keys cannot be used");
             }
             if !self.domain.book().jobs.contains_key(&id) {
                 self.submit_parts(id.clone())?;
@@ -260,8 +262,21 @@ impl Coordinator {
         warn!(job = %id, code, "failed");
         let failure = FilmFailure::at_work(code, message);
         self.journal_job(record::failed(id, now(), &failure))?;
+        self.release_target(id);
         self.tell_owner(id);
         Ok(())
+    }
+
+    /// A job that has no result leaves its target free.
+    pub(super) fn release_target(&self, id: &JobId) {
+        let Some(record) = self.records.get(id).filter(|r| r.prepared.is_some()) else { return };
+        let Some(store) = self.store_of(id).cloned() else { return };
+        let film = record.film.clone();
+        self.spawn("release", async move {
+            if let Err(error) = film.release(&store).await {
+                warn!(%error, "the target could not be tidied");
+            }
+        });
     }
 
     /// In private, because the addresses are nobody else's business.

@@ -129,7 +129,8 @@ impl Contractor {
             return Err("not what was bid");
         }
         // A hair for the rounding of sums.
-        if !(award.price_cap + 1e-9 >= hold.price * numbers.len() as f64) {
+        let enough = hold.price * numbers.len() as f64 - 1e-9;
+        if award.price_cap.is_nan() || award.price_cap < enough {
             return Err("price");
         }
         let mut hold = self.holds.remove(&award.bid).ok_or("no hold")?;

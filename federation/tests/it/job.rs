@@ -167,5 +167,5 @@ fn a_job_is_found_in_what_people_write() {
 fn a_prefix_for_the_namespace_is_as_good_as_none() {
     let text = "<s:job xmlns:s='urn:starling:job:1' kind='transcode'><s:source>s3://films/a&amp;b</s:source>\
         <s:target>s3://films/o/</s:target><s:rendition height='16' codec='h264'/></s:job>";
-    assert_eq!(Job::parse(&text).unwrap().source, "s3://films/a&b");
+    assert_eq!(Job::parse(text).unwrap().source, "s3://films/a&b");
 }

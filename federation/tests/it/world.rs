@@ -82,10 +82,12 @@ struct Task {
 }
 
 enum Packet {
-    Input(Input),
+    Input(Box<Input>),
     TaskEnds(Key),
     Restart,
 }
+
+pub type Filter = Box<dyn FnMut(&DomainId, &DomainId, &Body, bool) -> bool>;
 
 pub struct World {
     pub rng: Rng,
@@ -98,7 +100,7 @@ pub struct World {
     /// Pairs that cannot reach each other.
     pub cut: BTreeSet<(DomainId, DomainId)>,
     /// Takes away messages: (from, to, body, is an answer).
-    pub filter: Box<dyn FnMut(&DomainId, &DomainId, &Body, bool) -> bool>,
+    pub filter: Filter,
     pub sent: Vec<(DomainId, DomainId, &'static str)>,
     /// Ends a job when all its parts are there.
     pub publish: bool,
@@ -356,14 +358,15 @@ impl World {
                 self.sent.push((who.clone(), to.clone(), verb(&envelope.body)));
                 let (id, from) = (envelope.id.clone(), to.clone());
                 let lost = Input::Answer { id, from, result: Err(Lost::Timeout) };
-                self.later(timeout_ms, who, Packet::Input(lost));
+                self.later(timeout_ms, who, Packet::Input(Box::new(lost)));
                 if (self.filter)(who, &to, &envelope.body, false) {
                     self.transmit(who, &to, Input::Request(who.clone(), envelope));
                 }
             }
             Output::Reply { to, re, envelope } => {
-                if (self.filter)(who, &to, &envelope.body, true) {
-                    let answer = Input::Answer { id: re, from: who.clone(), result: Ok(envelope) };
+                let passes = (self.filter)(who, &to, &envelope.body, true);
+                let answer = Input::Answer { id: re, from: who.clone(), result: Ok(envelope) };
+                if passes {
                     self.transmit(who, &to, answer);
                 }
             }
@@ -377,9 +380,11 @@ impl World {
             Output::Check { job, part, attempt, outputs } => {
                 let bad = outputs.iter().any(|o| o.sha256 == "wrong");
                 let result = if bad { Err("hash differs".to_owned()) } else { Ok(()) };
-                self.later(5, who, Packet::Input(Input::Checked { job, part, attempt, result }));
+                self.later(5, who, Packet::Input(Box::new(Input::Checked { job, part, attempt, result })));
             }
-            Output::AllParts { job } if self.publish => self.later(50, who, Packet::Input(Input::Finish { job })),
+            Output::AllParts { job } if self.publish => {
+                self.later(50, who, Packet::Input(Box::new(Input::Finish { job })))
+            }
             _ => {}
         }
     }
@@ -404,7 +409,7 @@ impl World {
         node.outcome.insert(key.clone(), outcome);
         let wait = until.since(self.now);
         let half = Status { bytes: 500, percent: 50.0, ..status("running", Vec::new()) };
-        self.later(wait / 2, who, Packet::Input(task_input(&key, half)));
+        self.later(wait / 2, who, Packet::Input(Box::new(task_input(&key, half))));
         self.later(wait, who, Packet::TaskEnds(key));
     }
 
@@ -416,7 +421,7 @@ impl World {
                 if self.nodes[to].alive {
                     self.hear(to, &input);
                 }
-                self.input(to, input);
+                self.input(to, *input);
             }
             Packet::TaskEnds(key) => {
                 let node = self.node(&to.0);
@@ -436,7 +441,7 @@ impl World {
         for _ in 0..copies {
             if !self.rng.chance(self.faults.loss) {
                 let wait = 1 + self.rng.below(self.faults.delay_ms);
-                self.later(wait, to, Packet::Input(input.clone()));
+                self.later(wait, to, Packet::Input(Box::new(input.clone())));
             }
         }
     }
