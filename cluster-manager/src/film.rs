@@ -79,6 +79,22 @@ impl FilmFailure {
         Self { code: code.into(), message: message.into(), hint: Some(hint.into()) }
     }
 
+    /// A job that failed at work, with what its owner can do about it.
+    pub fn at_work(code: &str, message: &str) -> Self {
+        let hint = match code {
+            "source-changed" => "submit the job again, and leave the source alone until it has ended",
+            "source-missing" | "source-forbidden" => "check the source's name and the keys' rights",
+            "encoder-failed" => "the last words of ffmpeg are in the message; check the film with ffprobe",
+            "encoder-missing" => "install ffmpeg on the hosts",
+            "budget-exhausted" => "raise the budget, or ask partners for a better price",
+            "deadline-passed" => "give the job more time, or more domains",
+            "store-unreachable" | "order-unreachable" => "check the store's address as the hosts see it",
+            "wrong-hash" => "look at the marks of the domains: one of them sends what it did not make",
+            _ => "submit it again; if it fails the same way, the logs of the domains tell more",
+        };
+        Self::new(code, message, hint)
+    }
+
     pub fn document(&self) -> ErrorDoc {
         ErrorDoc { code: self.code.clone(), message: self.message.clone(), hint: self.hint.clone(), line: None }
     }

@@ -67,7 +67,7 @@ struct WorldArgs {
 impl From<WorldArgs> for WorldOptions {
     fn from(args: WorldArgs) -> Self {
         let WorldArgs { state, domains, hosts, slots, store } = args;
-        Self { state, domains, hosts, slots, store }
+        Self { domains, hosts, slots, store, ..Self::new(state) }
     }
 }
 

@@ -54,6 +54,8 @@ pub struct S3ServerConfig {
     pub buckets: Vec<String>,
     /// `bucket/prefix` whose objects anyone may GET and HEAD without a signature.
     pub public_read: Vec<String>,
+    /// `bucket/prefix` whose objects no key may touch.
+    pub forbidden: Vec<String>,
     pub faults: Faults,
 }
 
@@ -68,6 +70,7 @@ impl Default for S3ServerConfig {
             region: "us-east-1".into(),
             buckets: vec!["films".into()],
             public_read: Vec::new(),
+            forbidden: Vec::new(),
             faults: Faults::default(),
         }
     }
@@ -93,7 +96,7 @@ impl S3Server {
             TcpListener::bind(config.listen).await.with_context(|| format!("listen on {}", config.listen))?;
         let mut builder = S3ServiceBuilder::new(protocol::Backend::new(disk));
         builder.set_auth(SimpleAuth::from_single(config.access_key, config.secret_key.expose().to_owned()));
-        builder.set_access(Access { public_read: config.public_read });
+        builder.set_access(Access { public_read: config.public_read, forbidden: config.forbidden });
         let counters = Arc::<Mutex<Counters>>::default();
         let service =
             Counting { inner: Cors { inner: Faulty::new(builder.build(), config.faults) }, counters: counters.clone() };
@@ -157,22 +160,23 @@ async fn accept<S: Http + Clone + Send + 'static>(listener: TcpListener, service
     let _ = tokio::time::timeout(DRAIN, async { while connections.join_next().await.is_some() {} }).await;
 }
 
-/// Who signed may do all; who did not may read what is public.
+/// Who signed may do all but what is forbidden; who did not may read what is public.
 struct Access {
     public_read: Vec<String>,
+    forbidden: Vec<String>,
 }
 
 #[async_trait::async_trait]
 impl S3Access for Access {
     async fn check(&self, cx: &mut S3AccessContext<'_>) -> S3Result<()> {
-        let public = match (cx.s3_op().name(), cx.s3_path()) {
-            ("GetObject" | "HeadObject", S3Path::Object { bucket, key }) => {
-                let path = format!("{bucket}/{key}");
-                self.public_read.iter().any(|prefix| path.starts_with(prefix.as_str()))
-            }
-            _ => false,
+        let path = match cx.s3_path() {
+            S3Path::Object { bucket, key } => format!("{bucket}/{key}"),
+            _ => String::new(),
         };
-        if public || cx.credentials().is_some() { Ok(()) } else { Err(s3_error!(AccessDenied)) }
+        let within = |prefixes: &[String]| prefixes.iter().any(|prefix| path.starts_with(prefix.as_str()));
+        let public = matches!(cx.s3_op().name(), "GetObject" | "HeadObject") && within(&self.public_read);
+        let known = public || cx.credentials().is_some();
+        if known && !within(&self.forbidden) { Ok(()) } else { Err(s3_error!(AccessDenied)) }
     }
 }
 
@@ -197,6 +201,9 @@ pub struct S3Args {
     /// BUCKET/PREFIX that anyone may read without a signature; may be repeated.
     #[arg(long)]
     pub public_read: Vec<String>,
+    /// BUCKET/PREFIX that no key may touch; may be repeated.
+    #[arg(long = "forbid", value_name = "BUCKET/PREFIX")]
+    pub forbidden: Vec<String>,
     #[command(flatten)]
     pub faults: Faults,
 }
@@ -219,6 +226,7 @@ pub async fn run_command(args: S3Args) -> anyhow::Result<()> {
         region: args.region,
         buckets: args.buckets,
         public_read: args.public_read,
+        forbidden: args.forbidden,
         faults: args.faults,
     })
     .await?;

@@ -3,10 +3,13 @@
 //! The world owns processes and files, nothing else: agents get a configuration file each and find each other over XMPP, as
 //! they would anywhere. Clients get `world.json`.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use federation::agreement::Agreements;
+use federation::timers::Timers;
 use serde::Deserialize;
 
 mod board;
@@ -39,12 +42,30 @@ pub struct WorldOptions {
     /// Parts that each host manager runs at the same time.
     pub slots: u32,
     pub store: StoreOptions,
+    /// Waiting times of all cluster managers.
+    pub timers: Timers,
+    /// Agreements of a domain; where there are none, everybody is a partner.
+    pub agreements: BTreeMap<String, Agreements>,
+    /// Domains with an XMPP server and accounts, but without agents: somebody else plays them.
+    pub unmanned: Vec<String>,
+    /// The encoder that all guests run; none: `ffmpeg` from the path.
+    pub ffmpeg: Option<PathBuf>,
 }
 
 impl WorldOptions {
     pub fn new(state: impl Into<PathBuf>) -> Self {
         let domains = ["a.test", "b.test", "c.test"].map(str::to_owned).to_vec();
-        Self { state: state.into(), domains, hosts: 2, slots: 1, store: StoreOptions::default() }
+        Self {
+            state: state.into(),
+            domains,
+            hosts: 2,
+            slots: 1,
+            store: StoreOptions::default(),
+            timers: Timers::default(),
+            agreements: BTreeMap::new(),
+            unmanned: Vec::new(),
+            ffmpeg: None,
+        }
     }
 
     fn check(&self) -> Result<()> {
@@ -56,6 +77,7 @@ impl WorldOptions {
             ensure!(fine, "a domain is a host name in lower case, not {name:?}");
             ensure!(!self.domains[..n].contains(name), "the domain {name} is named twice");
         }
+        ensure!(!self.unmanned.contains(&self.domains[0]), "the home domain has agents of its own");
         ensure!((1..=100).contains(&self.hosts), "a domain has 1 to 100 host managers");
         ensure!(self.slots > 0, "a host manager has at least one slot");
         Ok(())
@@ -87,13 +109,14 @@ impl World {
 
         let s3 = store::open(&options.store, &state, &mut processes, board).await?;
         let domains = domain::prepare(options, &state, &s3, &mut processes, board).await?;
-        for domain in &domains {
+        let (manned, unmanned): (Vec<_>, Vec<_>) = domains.iter().partition(|d| !options.unmanned.contains(&d.name));
+        for domain in &manned {
             for recipe in domain.agents(options)? {
                 board.starting(&recipe.name, "starting");
                 processes.push(Process::start(recipe)?);
             }
         }
-        let consoles = await_consent(&domains, &mut processes, board).await?;
+        let consoles = await_consent(&manned, &mut processes, board).await?;
 
         let notes = processes.iter().map(|process| ProcessNote {
             role: process.recipe.role.clone(),
@@ -103,7 +126,12 @@ impl World {
         });
         let document = WorldDocument {
             s3,
-            domains: domains.iter().zip(consoles).map(|(domain, console)| domain.access(console)).collect(),
+            domains: manned
+                .iter()
+                .zip(consoles)
+                .map(|(domain, console)| domain.access(console))
+                .chain(unmanned.iter().map(|domain| domain.access(String::new())))
+                .collect(),
             processes: notes.collect(),
         };
         document.write(&state)?;
@@ -155,7 +183,7 @@ struct Seen {
 
 /// Waits for each cluster manager: until it listens, is ready, and sees all domains in health and with all their slots.
 /// Gives the consoles' URLs.
-async fn await_consent(domains: &[DomainFiles], processes: &mut [Process], board: &mut Board) -> Result<Vec<String>> {
+async fn await_consent(domains: &[&DomainFiles], processes: &mut [Process], board: &mut Board) -> Result<Vec<String>> {
     let mut consoles = Vec::new();
     for process in processes.iter_mut().filter(|process| process.recipe.role == "cluster-manager") {
         let url = process.announcement(announced_http).await?;
@@ -208,7 +236,7 @@ fn announced_http(line: &str) -> Option<String> {
 }
 
 /// `Ok` when the cluster manager has nothing left to wait for, else what it lacks.
-async fn standing(http: &reqwest::Client, url: &str, domains: &[DomainFiles]) -> Result<()> {
+async fn standing(http: &reqwest::Client, url: &str, domains: &[&DomainFiles]) -> Result<()> {
     #[derive(Deserialize)]
     struct Health {
         ready: bool,

@@ -260,7 +260,7 @@ impl Coordinator {
             return Ok(());
         }
         warn!(job = %id, code, "failed");
-        let failure = FilmFailure { code: code.into(), message: message.into(), hint: None };
+        let failure = FilmFailure::at_work(code, message);
         self.journal_job(record::failed(id, now(), &failure))?;
         self.release_target(id);
         self.tell_owner(id);
@@ -406,6 +406,10 @@ impl Coordinator {
                 awarded: view.parts.iter().filter(|p| p.domain.as_ref() == Some(&offer.domain)).count() as u32,
             })
             .collect();
+        for usage in &mut document.usage {
+            let paid = view.usage.iter().find(|paid| paid.domain.0 == usage.domain);
+            usage.cost = paid.map_or(0.0, |paid| paid.price);
+        }
         document.timeline.splice(0..0, record.negotiation(&view.timeline));
         Some(document)
     }

@@ -127,6 +127,19 @@ pub struct Faults {
     pub fault_seed: u64,
 }
 
+impl Faults {
+    /// The flags of `testbed s3` that make these faults.
+    pub fn flags(&self) -> [String; 5] {
+        [
+            format!("--refuse-share={}", self.refuse_share),
+            format!("--retry-after-s={}", self.retry_after_s),
+            format!("--cut-share={}", self.cut_share),
+            format!("--latency-ms={}", self.latency_ms),
+            format!("--fault-seed={}", self.fault_seed),
+        ]
+    }
+}
+
 /// Breaks some requests on purpose.
 #[derive(Clone)]
 pub struct Faulty<S> {

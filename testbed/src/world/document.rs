@@ -36,7 +36,7 @@ pub struct DomainAccess {
     /// PEM; the certificate is for `name`, whatever the host.
     pub ca_file: PathBuf,
     pub shell_room: String,
-    /// Console and REST API of the domain's cluster manager.
+    /// Console and REST API of the domain's cluster manager; empty where there is none.
     pub console_url: String,
     pub client: ClientAccess,
 }

@@ -73,9 +73,13 @@ pub(super) async fn prepare(
         for (user, password) in &accounts {
             domain.write_agent(user, password, |account| match user.as_str() {
                 "client" => None,
-                "cm" => Some(domain.manager(account, names, (n == 0).then_some((&members, s3)))),
-                host => Some(domain.host(account, host, options.slots)),
+                "cm" => Some(domain.manager(account, options, (n == 0).then_some((&members, s3)))),
+                host => Some(domain.host(account, host, options)),
             })?;
+        }
+        if let Some(agreements) = options.agreements.get(name) {
+            let text = toml::to_string(agreements).context("write the agreements")?;
+            std::fs::write(domain.agreements(), text).context("write the agreements")?;
         }
         let recipe = Recipe {
             name: format!("{name} prosody"),
@@ -144,7 +148,7 @@ impl DomainFiles {
 
     /// Configuration of the cluster manager. `home`: the members of the Federation room and the store's keys, for the domain
     /// that has both.
-    fn manager(&self, account: Value, names: &[String], home: Option<(&Vec<String>, &S3Access)>) -> Value {
+    fn manager(&self, account: Value, options: &WorldOptions, home: Option<(&Vec<String>, &S3Access)>) -> Value {
         let mut config = json!({
             "domain": self.name,
             "state_dir": self.dir.join("cm/state"),
@@ -153,9 +157,13 @@ impl DomainFiles {
             "rooms": {
                 "cluster": self.room("cluster"),
                 "shell": self.room("shell"),
-                "federation": format!("federation@conference.{}", names[0]),
+                "federation": format!("federation@conference.{}", options.domains[0]),
             },
+            "timers": options.timers,
         });
+        if options.agreements.contains_key(&self.name) {
+            config["agreements"] = json!({ "path": self.agreements() });
+        }
         if let Some((members, s3)) = home {
             config["rooms"]["federation_members"] = json!(members);
             config["s3"] = json!({
@@ -168,14 +176,22 @@ impl DomainFiles {
         config
     }
 
-    fn host(&self, account: Value, name: &str, slots: u32) -> Value {
-        json!({
+    fn host(&self, account: Value, name: &str, options: &WorldOptions) -> Value {
+        let mut config = json!({
             "name": name,
             "state_dir": self.dir.join(name).join("state"),
-            "slots": slots,
+            "slots": options.slots,
             "xmpp": account,
             "rooms": { "cluster": self.room("cluster") },
-        })
+        });
+        if let (Some(ffmpeg), Ok(guest)) = (&options.ffmpeg, workspace_binary("guest")) {
+            config["guest"] = json!({ "command": [guest, "--ffmpeg", ffmpeg] });
+        }
+        config
+    }
+
+    fn agreements(&self) -> PathBuf {
+        self.dir.join("cm/agreements.toml")
     }
 
     fn room(&self, name: &str) -> String {

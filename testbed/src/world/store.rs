@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use super::board::Board;
 use super::document::{S3Access, write_secret};
 use crate::process::{Process, Recipe, workspace_binary};
+use crate::s3::Faults;
 
 /// Which store the world uses.
 #[derive(Clone, Debug, clap::Args)]
@@ -24,6 +25,12 @@ pub struct StoreOptions {
     /// A file whose first line is the secret key.
     #[arg(long, value_name = "FILE", requires = "s3_endpoint")]
     pub s3_secret_key_file: Option<PathBuf>,
+    /// BUCKET/PREFIX of our store that no key may touch; may be repeated.
+    #[arg(long, value_name = "BUCKET/PREFIX")]
+    pub forbid: Vec<String>,
+    /// How our store misbehaves.
+    #[command(flatten)]
+    pub faults: Faults,
 }
 
 impl Default for StoreOptions {
@@ -34,6 +41,8 @@ impl Default for StoreOptions {
             s3_bucket: "films".to_owned(),
             s3_access_key: None,
             s3_secret_key_file: None,
+            forbid: Vec::new(),
+            faults: Faults::default(),
         }
     }
 }
@@ -68,6 +77,8 @@ pub(super) async fn open(
         ["s3", "--access-key", "starling", "--region", &options.s3_region, "--bucket"].map(Into::into).into();
     arguments.extend([options.s3_bucket.clone().into(), "--root".into(), dir.join("objects").into()]);
     arguments.extend(["--secret-key-file".into(), secret_file.clone().into()]);
+    arguments.extend(options.forbid.iter().map(|prefix| format!("--forbid={prefix}").into()));
+    arguments.extend(options.faults.flags().map(Into::into));
     let program = workspace_binary("testbed")?;
     let recipe =
         Recipe { name: "s3".to_owned(), role: "s3".to_owned(), domain: None, program, arguments, log: dir.join("log") };

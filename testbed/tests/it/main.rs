@@ -1,6 +1,7 @@
 //! Against real parts.
 
 mod demo;
+mod faults;
 mod film;
 mod host;
 mod player;
