@@ -40,6 +40,9 @@ const HOUSEKEEPING: Duration = Duration::from_secs(1);
 /// An ad is repeated this often even when nothing changed.
 const AD_REFRESH_MS: u64 = 30_000;
 
+/// Tasks given to hosts for each slot where no agreement says otherwise.
+const TASKS_PER_SLOT: u32 = 3;
+
 /// A question from the REST side.
 pub enum Ask {
     Locate { job: String, path: String, reply: oneshot::Sender<Located> },
@@ -121,7 +124,9 @@ impl Coordinator {
                 let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
                 Agreements::parse(&text).with_context(|| format!("understand {}", path.display()))?
             }
-            None => Agreements::default(),
+            // Hosts load what comes next while they encode; so the sound of all parts is there early, and encoding it is no
+            // tail of the job.
+            None => Agreements { tasks_per_slot: TASKS_PER_SLOT, ..Agreements::default() },
         };
         let store = match &config.s3 {
             Some(s3) => Some(Store::connect(s3).await.context("set up the object store")?),

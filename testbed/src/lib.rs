@@ -1,5 +1,6 @@
 //! The world in a box: real XMPP servers, S3 and every agent on loopback, and the checks made from outside.
 
+pub mod bench;
 pub mod browser;
 pub mod ca;
 pub mod demo;
