@@ -37,6 +37,8 @@ const SLOTS: u32 = 16;
 const PARTS: u32 = 40;
 const PATIENCE: Duration = Duration::from_secs(40);
 const LOOK: Duration = Duration::from_millis(20);
+/// A host manager that is silent longer than some times this is taken for gone.
+const ANNOUNCE: Duration = Duration::from_secs(5);
 /// For one bare IQ.
 const ANSWER: Duration = Duration::from_secs(10);
 
@@ -284,18 +286,25 @@ async fn host(account: &XmppConfig, n: usize) -> Result<(Agent, FullJid)> {
     let (online, jid) = oneshot::channel();
     let speaker = agent.clone();
     tokio::spawn(async move {
-        let mut online = Some(online);
-        while let Some(event) = events.recv().await {
-            match event {
-                AgentEvent::Online { jid, .. } => {
-                    online.take().map(|online| online.send(jid));
-                }
-                AgentEvent::Occupant { nick, real: Some(manager), available: true, .. } if nick == "active" => {
-                    let host = Host { name: "hm1".into(), epoch: 1, seq: 0, slots: SLOTS, slots_free: SLOTS };
+        let (mut online, mut manager, mut seq) = (Some(online), None, 0);
+        let mut again = tokio::time::interval(ANNOUNCE);
+        loop {
+            tokio::select! {
+                event = events.recv() => match event {
+                    None => break,
+                    Some(AgentEvent::Online { jid, .. }) => drop(online.take().map(|online| online.send(jid))),
+                    Some(AgentEvent::Occupant { nick, real: Some(real), available: true, .. }) if nick == "active" => {
+                        manager = Some(real);
+                        again.reset_immediately();
+                    }
+                    Some(AgentEvent::Request { reply, .. }) => reply.result(None),
+                    Some(_) => {}
+                },
+                _ = again.tick() => if let Some(manager) = manager.clone() {
+                    seq += 1;
+                    let host = Host { name: "hm1".into(), epoch: 1, seq, slots: SLOTS, slots_free: SLOTS };
                     let _ = speaker.directed_presence(manager, Some(host.into()), true).await;
-                }
-                AgentEvent::Request { reply, .. } => reply.result(None),
-                _ => {}
+                },
             }
         }
     });
