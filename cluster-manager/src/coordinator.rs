@@ -19,6 +19,7 @@ use federation::event::Event;
 use federation::id::{DomainId, JobId, MessageId, Millis};
 use federation::message::{Body, Envelope};
 use federation::xmpp::{Agent, AgentEvent, FullJid, IqFailure, Responder};
+use futures::stream::{self, StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
 use storage::s3::Store;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -39,6 +40,12 @@ const DONE_QUEUE: usize = 1024;
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 /// An ad is repeated this often even when nothing changed.
 const AD_REFRESH_MS: u64 = 30_000;
+
+/// Tasks given to hosts for each slot where no agreement says otherwise.
+const TASKS_PER_SLOT: u32 = 3;
+
+/// Orders of one award that are written to the store at the same time.
+const ORDERS_AT_ONCE: usize = 16;
 
 /// A question from the REST side.
 pub enum Ask {
@@ -121,7 +128,9 @@ impl Coordinator {
                 let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
                 Agreements::parse(&text).with_context(|| format!("understand {}", path.display()))?
             }
-            None => Agreements::default(),
+            // Hosts load what comes next while they encode; so the sound of all parts is there early, and encoding it is no
+            // tail of the job.
+            None => Agreements { tasks_per_slot: TASKS_PER_SLOT, ..Agreements::default() },
         };
         let store = match &config.s3 {
             Some(s3) => Some(Store::connect(s3).await.context("set up the object store")?),
@@ -286,16 +295,17 @@ impl Coordinator {
         let writer = self.order_writer(&envelope);
         self.spawn("send", async move {
             if let Body::Award(award) = &mut envelope.body {
-                for part in award.parts.iter_mut().filter(|p| p.url.is_empty()) {
-                    let Some(writer) = &writer else { return };
-                    match writer.write(part.part, part.attempt).await {
-                        Ok(url) => part.url = url,
-                        Err(error) => {
-                            warn!(part = part.part, %error, "the order could not be written; the award is not sent");
-                            let _ = done.send(Done::Answer { id, from: to, result: Err(Lost::Unreachable) }).await;
-                            return;
-                        }
-                    }
+                let empty = award.parts.iter_mut().filter(|part| part.url.is_empty());
+                let orders = stream::iter(empty).map(Ok).try_for_each_concurrent(ORDERS_AT_ONCE, |part| async {
+                    let Some(writer) = &writer else { return Err("there is no job to write it for".to_owned()) };
+                    let written = writer.write(part.part, part.attempt).await;
+                    part.url = written.map_err(|error| format!("part {}: {error}", part.part))?;
+                    Ok(())
+                });
+                if let Err(error) = orders.await {
+                    warn!(%error, "an order could not be written; the award is not sent");
+                    let _ = done.send(Done::Answer { id, from: to, result: Err(Lost::Unreachable) }).await;
+                    return;
                 }
             }
             let result = match agent.iq_set(peer.into(), Element::from(envelope), timeout).await {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use federation::job::{self, Job};
 use federation::message::{Output, PartCall};
+use futures::future::try_join_all;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use storage::error::{Reason, StoreError};
@@ -129,19 +130,19 @@ impl FilmJob {
             chunk_seconds: self.job.options.chunk_seconds.map_or(chunk_seconds, f64::from),
             ..Default::default()
         };
-        let mut probe = Probe::new(meta.size, options);
+        let (mut probe, etag) = (Probe::new(meta.size, options), &meta.etag);
         loop {
             match probe.step().map_err(|e| FilmFailure::new(e.code(), format!("{}: {e}", self.job.source), e.hint()))? {
                 Step::Done(plan) => {
                     self.claim(store).await?;
-                    return Ok(Prepared { etag: meta.etag, size: meta.size, plan: *plan });
+                    return Ok(Prepared { etag: etag.clone(), size: meta.size, plan: *plan });
                 }
                 Step::Need(ranges) => {
-                    for range in ranges {
-                        let bytes = store
-                            .get_range(&self.source, range, Some(&meta.etag))
-                            .await
-                            .map_err(|e| self.source_failure(&e))?;
+                    let gets = ranges.into_iter().map(|range| async move {
+                        let bytes = store.get_range(&self.source, range, Some(etag)).await;
+                        bytes.map(|bytes| (range, bytes)).map_err(|e| self.source_failure(&e))
+                    });
+                    for (range, bytes) in try_join_all(gets).await? {
                         probe.supply(range, bytes.to_vec());
                     }
                 }

@@ -133,7 +133,7 @@ async fn tour(options: &DemoOptions, world: &WorldDocument, state: &Path, film: 
 }
 
 /// Uploads the film; gives its URL and that of a place for the results that no earlier job has used.
-async fn put_film(world: &WorldDocument, film: &Path) -> Result<(String, String)> {
+pub(crate) async fn put_film(world: &WorldDocument, film: &Path) -> Result<(String, String)> {
     let s3 = &world.s3;
     let config = S3Config {
         endpoint: Some(s3.endpoint.clone()),
@@ -151,7 +151,7 @@ async fn put_film(world: &WorldDocument, film: &Path) -> Result<(String, String)
     Ok((format!("s3://{}/{name}", s3.bucket), format!("s3://{}/out/{now}/", s3.bucket)))
 }
 
-fn job_xml(source: &str, target: &str, heights: &[u32]) -> String {
+pub(crate) fn job_xml(source: &str, target: &str, heights: &[u32]) -> String {
     let renditions: String = heights
         .iter()
         .map(|height| format!("  <rendition height=\"{height}\" codec=\"h264\" crf=\"23\"/>\n"))
@@ -162,7 +162,10 @@ fn job_xml(source: &str, target: &str, heights: &[u32]) -> String {
     )
 }
 
-async fn starling_json<T: for<'a> Deserialize<'a>>(state: &Path, arguments: &[&std::ffi::OsStr]) -> Result<T> {
+pub(crate) async fn starling_json<T: for<'a> Deserialize<'a>>(
+    state: &Path,
+    arguments: &[&std::ffi::OsStr],
+) -> Result<T> {
     let mut starling = tokio::process::Command::from(tied(workspace_binary("starling")?));
     let output =
         starling.arg("--json").arg("--state").arg(state).args(arguments).output().await.context("run starling")?;

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 use clap::{Args, Parser, Subcommand};
+use testbed::bench::{self, BenchArgs};
 use testbed::demo::{self, DemoOptions};
 use testbed::film::{self, Container, Expected, Film, Rate};
 use testbed::s3::{self, S3Args};
@@ -27,6 +28,8 @@ enum Command {
     Demo(DemoArgs),
     /// Run the S3 server alone.
     S3(S3Args),
+    /// Measure what docs/benchmarks.md tells of.
+    Bench(BenchArgs),
     /// Make a film with numbered frames, or check one.
     #[command(subcommand)]
     Film(FilmCommand),
@@ -159,6 +162,7 @@ async fn run(command: Command) -> Result<ExitCode> {
             let right = demo::run(&DemoOptions { world: world.into(), film, heights }, told_to_end()?).await?;
             Ok(if right { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
+        Command::Bench(args) => bench::run(args).await.map(|()| ExitCode::SUCCESS),
         Command::S3(args) => s3::run_command(args).await.map(|()| ExitCode::SUCCESS),
         Command::Film(FilmCommand::Make(args)) => make(&args),
         Command::Film(FilmCommand::Verify(args)) => verify(&args).await,

@@ -107,7 +107,10 @@ impl Coordinator {
         if room == self.rooms.cluster {
             self.join(&self.rooms.shell, ACTIVE, None).await;
             let nick = self.me.0.clone();
-            self.join(&self.rooms.federation, &nick, Some(self.ad().into())).await;
+            // Counted as any other: a later one with the same number would be taken for this one, and not be heard.
+            let ad = self.ad();
+            self.ad = Some((now(), ad.seq, self.hosts.capacity()));
+            self.join(&self.rooms.federation, &nick, Some(ad.into())).await;
         }
         if self.rooms.is_ours(&room, &self.me.0) {
             self.furnish(&room);

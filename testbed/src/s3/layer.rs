@@ -27,6 +27,8 @@ pub struct Counters {
     pub statuses: BTreeMap<u16, u64>,
     /// Body bytes of GETs, as far as they were taken.
     pub get_bytes_out: u64,
+    /// The same for each object that there is, by `/bucket/key`.
+    pub get_bytes_of: BTreeMap<String, u64>,
 }
 
 /// Counts requests and bytes, and logs one line for each request.
@@ -46,7 +48,7 @@ impl<S: Http> Service<Request<Incoming>> for Counting<S> {
         let (answer, counters) = (self.inner.call(request), self.counters.clone());
         Box::pin(async move {
             let answer = answer.await?;
-            let status = answer.status().as_u16();
+            let (status, found) = (answer.status().as_u16(), answer.status().is_success());
             tracing::debug!(%method, path, status, "served");
             {
                 let mut counters = counters.lock().unwrap_or_else(PoisonError::into_inner);
@@ -59,7 +61,11 @@ impl<S: Http> Service<Request<Incoming>> for Counting<S> {
             Ok(answer.map(|body| {
                 rewrap(body.inspect(move |chunk| {
                     let bytes = chunk.as_ref().map_or(0, |chunk| chunk.len() as u64);
-                    counters.lock().unwrap_or_else(PoisonError::into_inner).get_bytes_out += bytes;
+                    let mut counters = counters.lock().unwrap_or_else(PoisonError::into_inner);
+                    counters.get_bytes_out += bytes;
+                    if found {
+                        *counters.get_bytes_of.entry(path.clone()).or_default() += bytes;
+                    }
                 }))
             }))
         })

@@ -24,6 +24,12 @@ impl Board {
         Self { live, lines: BTreeMap::new() }
     }
 
+    /// Shows nothing.
+    pub fn silent() -> Self {
+        let live = MultiProgress::with_draw_target(indicatif::ProgressDrawTarget::hidden());
+        Self { live: Some(live), lines: BTreeMap::new() }
+    }
+
     /// The process is not there yet, for the reason given.
     pub fn starting(&mut self, name: &str, state: &str) {
         self.set(name, state, false);

@@ -1,0 +1,120 @@
+//! Whole jobs over six containers at two rates; what comes out is decoded from HLS, DASH and SMIL and looked at frame by
+//! frame.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use storage::object::ObjectPath;
+use storage::s3::{S3Config, Secret, Store};
+
+use super::Figure;
+use super::rig::Rig;
+use crate::film::{self, Container, Expected, Film, Rate, Report};
+
+#[derive(Args)]
+pub struct FramesArgs {
+    /// Length of each film.
+    #[arg(long, default_value_t = 20)]
+    pub seconds: u32,
+}
+
+impl Default for FramesArgs {
+    fn default() -> Self {
+        Self { seconds: 20 }
+    }
+}
+
+pub async fn run(args: FramesArgs) -> Result<Vec<Figure>> {
+    let mut rig = Rig::start(1).await?;
+    let mut figures = Vec::new();
+    for container in Container::ALL {
+        for (rate, open_gop) in [(Rate { num: 30, den: 1 }, false), (Rate { num: 30_000, den: 1001 }, true)] {
+            // VP8 has no open groups; Matroska with H.264 has them.
+            let film = Film { seconds: args.seconds, rate, container, open_gop, ..Film::default() };
+            let figure = case(&mut rig, &film).await?;
+            println!("{}: {}", figure.measure, figure.measured);
+            figures.push(figure);
+        }
+    }
+    rig.world.end().await;
+    Ok(figures)
+}
+
+async fn case(rig: &mut Rig, film: &Film) -> Result<Figure> {
+    let gop = if film.open_gop && film.container != Container::Webm { "open GOP" } else { "closed GOP" };
+    let measure = format!("frames, {:?}, {} fps, {gop}", film.container, film.rate).to_lowercase();
+    let must = "each frame once, in order; PTS error 0; one init segment; sound in step, no gap".to_owned();
+    let (_, source) = rig.film(film).await?;
+    let job = match rig.job(&source).await {
+        Ok(outcome) => outcome.document,
+        Err(error) => {
+            let detail = serde_json::json!({ "error": format!("{error:#}") });
+            return Ok(Figure { measure, must, measured: format!("{error:#}"), met: Some(false), detail });
+        }
+    };
+    let results = job.results.as_ref().context("a job that is done has results")?;
+    let expected = Expected { frames: film.frames(), rate: film.rate };
+    let documents = [("HLS", &results.hls), ("DASH", &results.dash), ("SMIL", &results.smil)];
+    let reports = futures::future::try_join_all(documents.map(|(_, url)| film::verify_any(url, expected))).await?;
+    let mut problems: Vec<String> = Vec::new();
+    for ((name, _), report) in documents.iter().zip(&reports) {
+        problems.extend(report.problems(expected).into_iter().map(|problem| format!("{name}: {problem}")));
+    }
+    let inits = init_segments(rig, &job.target).await?;
+    if inits != 1 {
+        problems.push(format!("{inits} different init segments"));
+    }
+    let parts = job.parts.iter().filter(|part| part.kind == "video").count();
+    let measured = match problems.is_empty() {
+        true => format!("right over HLS, DASH, SMIL; {parts} parts; {inits} init; {}", worst(&reports)),
+        false => problems.join("; "),
+    };
+    let detail = serde_json::json!({ "reports": reports, "problems": problems, "parts": parts });
+    Ok(Figure { measure, must, measured, met: Some(problems.is_empty()), detail })
+}
+
+/// The largest deviations over all three ways.
+fn worst(reports: &[Report]) -> String {
+    let most = |values: &mut dyn Iterator<Item = f64>| values.fold(0.0, f64::max);
+    let pts = most(&mut reports.iter().flat_map(|r| &r.video).map(|v| v.pts_error_ms));
+    let audio = || reports.iter().filter_map(|r| r.audio.as_ref());
+    let drift = most(&mut audio().map(|a| a.lag_ms_max - a.lag_ms_min));
+    let gap = most(&mut audio().map(|a| a.gap_ms));
+    format!("PTS error {pts:.3} ms, sound drift {drift:.3} ms, gap {gap:.3} ms")
+}
+
+/// How many different heads the picture's objects have: all that stands before the first `moof` box.
+async fn init_segments(rig: &Rig, target: &str) -> Result<usize> {
+    let s3 = &rig.world.document.s3;
+    let config = S3Config {
+        endpoint: Some(s3.endpoint.clone()),
+        region: s3.region.clone(),
+        access_key: Some(s3.access_key.clone()),
+        secret_key: Some(Secret::new(s3.secret_key.clone())),
+        ..S3Config::default()
+    };
+    let store = Store::connect(&config).await?;
+    let prefix: ObjectPath = target.parse()?;
+    let mut heads = BTreeSet::new();
+    for object in store.list(&prefix, 10_000).await? {
+        let is_picture = object.key.rsplit('/').next().is_some_and(|name| name.starts_with('v'));
+        if is_picture && object.key.ends_with(".mp4") {
+            let bytes = store.get(&ObjectPath::new(prefix.bucket(), &object.key)?, 1 << 30).await?;
+            heads.insert(head(&bytes).to_vec());
+        }
+    }
+    Ok(heads.len())
+}
+
+fn head(bytes: &[u8]) -> &[u8] {
+    let mut at = 0usize;
+    while let Some(header) = bytes.get(at..at + 8) {
+        let size = u32::from_be_bytes([header[0], header[1], header[2], header[3]]) as usize;
+        if &header[4..] == b"moof" || size < 8 {
+            return &bytes[..at];
+        }
+        at += size;
+    }
+    bytes
+}

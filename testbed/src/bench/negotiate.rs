@@ -1,0 +1,369 @@
+//! From submission to the last commitment with more and more foreign domains: real coordinators with their journals in this
+//! process, one Prosody for all, a real film in a real store.
+//!
+//! Their host managers take every task and do nothing with it, so that no encoder stands in the way of what is measured. The
+//! yardstick is what the same server needs, in the same run, for three rounds of bare IQs to as many agents: call and bid,
+//! award and acceptance, commitment and its acknowledgement.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use clap::Args;
+use cluster_manager::cli::access::Access;
+use cluster_manager::cli::link::{Answer, Link};
+use cluster_manager::coordinator::Coordinator;
+use cluster_manager::rest::Snapshot;
+use cluster_manager::shell::Command;
+use cluster_manager::timeline::Phase;
+use federation::cluster::Host;
+use federation::xmpp::{Agent, AgentEvent, BareJid, Element, FullJid, XmppConfig};
+use serde::Serialize;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::rig::Shelf;
+use super::{Figure, load_average, median, ms};
+use crate::ca::Ca;
+use crate::demo::job_xml;
+use crate::film::{self, Film};
+use crate::process::{Process, Recipe};
+use crate::prosody::{Ports, ProsodyConfig};
+
+const HOME: &str = "home.test";
+const PASSWORD: &str = "benchmark-only";
+/// Tasks that a foreign domain runs at the same time.
+const SLOTS: u32 = 16;
+/// More parts than domains, so that every domain gets an award; the same number for any number of domains.
+const PARTS: u32 = 40;
+const PATIENCE: Duration = Duration::from_secs(40);
+const LOOK: Duration = Duration::from_millis(20);
+/// A host manager that is silent longer than some times this is taken for gone.
+const ANNOUNCE: Duration = Duration::from_secs(5);
+/// For one bare IQ.
+const ANSWER: Duration = Duration::from_secs(10);
+
+#[derive(Args)]
+pub struct NegotiateArgs {
+    /// Numbers of foreign domains.
+    #[arg(long, value_delimiter = ',', default_value = "1,2,4,8,16")]
+    pub domains: Vec<usize>,
+    /// Jobs with each number of domains.
+    #[arg(long, default_value_t = 5)]
+    pub runs: u32,
+}
+
+impl Default for NegotiateArgs {
+    fn default() -> Self {
+        Self { domains: vec![1, 2, 4, 8, 16], runs: 5 }
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Row {
+    domains: usize,
+    /// From submission to the last commitment, the reading of the film's index included.
+    submit_ms: f64,
+    /// From the first call to the last commitment.
+    calls_ms: f64,
+    /// Three rounds of bare IQs to all domains at once.
+    bare_ms: f64,
+    all: Vec<(f64, f64, f64)>,
+}
+
+pub async fn run(args: NegotiateArgs) -> Result<Vec<Figure>> {
+    ensure!(args.runs > 0 && !args.domains.is_empty(), "at least one run with one number of domains");
+    let mut rows = Vec::new();
+    for &n in &args.domains {
+        ensure!((1..=100).contains(&n), "1 to 100 foreign domains");
+        let row = tokio::task::LocalSet::new().run_until(measure(n, args.runs)).await?;
+        println!(
+            "{n} foreign: submit to last commit {:.0} ms, first call to last commit {:.0} ms, bare IQs {:.1} ms, load {}",
+            row.submit_ms,
+            row.calls_ms,
+            row.bare_ms,
+            load_average()
+        );
+        rows.push(row);
+    }
+    let submit = |row: &Row| row.submit_ms / row.bare_ms;
+    let calls = |row: &Row| row.calls_ms / row.bare_ms;
+    let each = |of: &dyn Fn(&Row) -> String| rows.iter().map(of).collect::<Vec<_>>().join(", ");
+    let counts = each(&|row| row.domains.to_string());
+    let flat = |of: &dyn Fn(&Row) -> f64| {
+        let values = rows.iter().map(of).collect::<Vec<_>>();
+        values.iter().copied().fold(0.0, f64::max) / values.iter().copied().fold(f64::INFINITY, f64::min)
+    };
+    let detail = serde_json::to_value(&rows)?;
+    let figure = |measure: String, must: &str, measured: String, met: Option<bool>| Figure {
+        measure,
+        must: must.to_owned(),
+        measured,
+        met,
+        detail: detail.clone(),
+    };
+    Ok(vec![
+        figure(
+            format!("submit to last commit, {counts} foreign domains, against bare IQ round trips"),
+            "<= 2 x",
+            each(&|row| format!("{:.1} x ({:.0}/{:.1} ms)", submit(row), row.submit_ms, row.bare_ms)),
+            Some(rows.iter().all(|row| submit(row) <= 2.0)),
+        ),
+        figure(
+            "the same from the first call (without reading the index)".to_owned(),
+            "",
+            each(&|row| format!("{:.1} x ({:.0} ms)", calls(row), row.calls_ms)),
+            None,
+        ),
+        figure(
+            format!("submit to last commit, slowest of {counts} against fastest"),
+            "<= 2 x",
+            format!("{:.2} x", flat(&|row| row.submit_ms)),
+            Some(flat(&|row| row.submit_ms) <= 2.0),
+        ),
+    ])
+}
+
+fn domain(n: usize) -> String {
+    if n == 0 { HOME.to_owned() } else { format!("d{n}.test") }
+}
+
+async fn measure(foreign: usize, runs: u32) -> Result<Row> {
+    let dir = tempfile::Builder::new().prefix("starling-bench-").tempdir()?;
+    let shelf = Shelf::start(&dir.path().join("s3")).await?;
+    let (server, prosody) = prosody(dir.path(), foreign)?;
+    let mut prosody = Process::start(prosody)?;
+    let address = format!("{}:{}", server.ip, server.ports.c2s);
+    let patience = Instant::now() + PATIENCE;
+    while tokio::net::TcpStream::connect(&address).await.is_err() {
+        if let Some(death) = prosody.death()? {
+            anyhow::bail!("{death}");
+        }
+        ensure!(Instant::now() < patience, "Prosody does not listen");
+        tokio::time::sleep(LOOK).await;
+    }
+
+    let account = |user: &str, n: usize| XmppConfig {
+        ca_file: Some(server.ca_file()),
+        ..XmppConfig::new(format!("{user}@{}", domain(n)), PASSWORD, address.clone())
+    };
+    let mut managers = Vec::new();
+    let mut hosts = Vec::new();
+    for n in 0..=foreign {
+        managers.push(manager(dir.path(), &shelf, &server, &address, n).await?);
+        if n > 0 {
+            hosts.push(host(&account("hm1", n), n).await?);
+        }
+    }
+    let home = &managers[0];
+    let patience = Instant::now() + PATIENCE;
+    loop {
+        let snapshot = home.snapshot.borrow().clone();
+        let fit = snapshot.domains.iter().filter(|d| d.health == "ok" && d.slots == SLOTS).count();
+        if snapshot.ready && fit == foreign {
+            break;
+        }
+        ensure!(Instant::now() < patience, "home sees {fit} of {foreign} domains: {:?}", snapshot.domains);
+        tokio::time::sleep(LOOK).await;
+    }
+
+    let source = short_film(dir.path(), &shelf).await?;
+    let client = Link::open(Access { shell: format!("shell@conference.{HOME}"), xmpp: account("client", 0) }).await?;
+    let (prober, mut events) = Agent::start(&account("prober", 0))?;
+    tokio::spawn(async move { while events.recv().await.is_some() {} });
+    let mut all = Vec::new();
+    // The first is for links and caches.
+    for n in 0..=runs {
+        let bare = bare(&prober, &hosts).await?;
+        let (submit, calls) = negotiation(&client, &source, home).await?;
+        if n > 0 {
+            all.push((submit, calls, bare));
+        }
+    }
+    client.close().await;
+    prober.close().await;
+    for (host, _) in hosts {
+        host.close().await;
+    }
+    for manager in managers {
+        let _ = manager.stop.send(());
+        let _ = manager.task.await;
+    }
+    prosody.end().await;
+    let middle = |of: fn(&(f64, f64, f64)) -> f64| median(all.iter().map(of));
+    let (submit_ms, calls_ms, bare_ms) = (middle(|r| r.0), middle(|r| r.1), middle(|r| r.2));
+    Ok(Row { domains: foreign, submit_ms, calls_ms, bare_ms, all })
+}
+
+/// One server with a virtual host and a component for rooms for each domain.
+fn prosody(dir: &std::path::Path, foreign: usize) -> Result<(ProsodyConfig, Recipe)> {
+    let ca = Ca::new("Starling benchmark")?;
+    let ip = "127.0.0.1".parse()?;
+    let ports = Ports::pick(ip)?;
+    let accounts = |users: &[&str]| users.iter().map(|user| (user.to_string(), PASSWORD.to_owned())).collect();
+    let config = |n: usize| ProsodyConfig {
+        domain: domain(n),
+        dir: dir.join("prosody"),
+        ip,
+        ports,
+        peers: Vec::new(),
+        accounts: accounts(&["cm", "hm1", "client", "prober"]),
+        admins: vec![format!("cm@{}", domain(n))],
+        federation_members: (n == 0).then(|| (1..=foreign).map(|other| format!("cm@{}", domain(other))).collect()),
+    };
+    let mut hosts = String::new();
+    for n in 1..=foreign {
+        // Each writes accounts and a certificate of its own, and the file whose end is its host.
+        let config = config(n);
+        config.write(&ca)?;
+        let text = std::fs::read_to_string(config.config_path())?;
+        let own = text.split_once("\nVirtualHost ").context("find the host in the configuration")?.1;
+        let (name, rest) = own.split_once('\n').context("find the host's name")?;
+        let cert = config.dir.join("certs").join(domain(n)).display().to_string();
+        hosts +=
+            &format!("\nVirtualHost {name}\n\tssl = {{ certificate = \"{cert}.crt\"; key = \"{cert}.key\" }}\n{rest}");
+    }
+    let home = config(0);
+    home.write(&ca)?;
+    let text = std::fs::read_to_string(home.config_path())?;
+    std::fs::write(home.config_path(), text + &hosts)?;
+    let recipe = Recipe {
+        name: "prosody".to_owned(),
+        role: "prosody".to_owned(),
+        domain: None,
+        program: "prosody".into(),
+        arguments: vec!["-F".into(), "--config".into(), home.config_path().into()],
+        log: dir.join("prosody.out"),
+    };
+    Ok((home, recipe))
+}
+
+struct Manager {
+    snapshot: watch::Receiver<Arc<Snapshot>>,
+    stop: oneshot::Sender<()>,
+    task: tokio::task::JoinHandle<Result<()>>,
+}
+
+async fn manager(
+    dir: &std::path::Path,
+    shelf: &Shelf,
+    server: &ProsodyConfig,
+    address: &str,
+    n: usize,
+) -> Result<Manager> {
+    let name = domain(n);
+    let mut config = serde_json::json!({
+        "domain": name,
+        "state_dir": dir.join(&name),
+        "xmpp": { "jid": format!("cm@{name}"), "password": PASSWORD, "address": address, "ca_file": server.ca_file() },
+        "rooms": {
+            "cluster": format!("cluster@conference.{name}"),
+            "shell": format!("shell@conference.{name}"),
+            "federation": format!("federation@conference.{HOME}"),
+        },
+        "job": { "chunk_seconds": 2.0 },
+    });
+    if n == 0 {
+        config["s3"] = serde_json::json!({
+            "endpoint": shelf.endpoint(),
+            "region": "us-east-1",
+            "access_key": "starling",
+            "secret_key": std::fs::read_to_string(&shelf.key_file)?,
+        });
+    }
+    let (_asks, asks) = mpsc::channel(1);
+    let (shown, snapshot) = watch::channel(Arc::new(Snapshot::default()));
+    let coordinator = Coordinator::start(serde_json::from_value(config)?, String::new(), asks, shown).await?;
+    let (stop, told) = oneshot::channel::<()>();
+    let task = tokio::task::spawn_local(coordinator.run(async move { drop(told.await) }));
+    Ok(Manager { snapshot, stop, task })
+}
+
+/// Announces itself with free slots, takes what it is given, and does nothing. Its full JID.
+async fn host(account: &XmppConfig, n: usize) -> Result<(Agent, FullJid)> {
+    let (agent, mut events) = Agent::start(account)?;
+    let room: BareJid = format!("cluster@conference.{}", domain(n)).parse()?;
+    agent.join(&room, "hm1", None).await?;
+    let (online, jid) = oneshot::channel();
+    let speaker = agent.clone();
+    tokio::spawn(async move {
+        let (mut online, mut manager, mut seq) = (Some(online), None, 0);
+        let mut again = tokio::time::interval(ANNOUNCE);
+        loop {
+            tokio::select! {
+                event = events.recv() => match event {
+                    None => break,
+                    Some(AgentEvent::Online { jid, .. }) => drop(online.take().map(|online| online.send(jid))),
+                    Some(AgentEvent::Occupant { nick, real: Some(real), available: true, .. }) if nick == "active" => {
+                        manager = Some(real);
+                        again.reset_immediately();
+                    }
+                    Some(AgentEvent::Request { reply, .. }) => reply.result(None),
+                    Some(_) => {}
+                },
+                _ = again.tick() => if let Some(manager) = manager.clone() {
+                    seq += 1;
+                    let host = Host { name: "hm1".into(), epoch: 1, seq, slots: SLOTS, slots_free: SLOTS };
+                    let _ = speaker.directed_presence(manager, Some(host.into()), true).await;
+                },
+            }
+        }
+    });
+    Ok((agent, tokio::time::timeout(PATIENCE, jid).await.context("log a host manager in")??))
+}
+
+/// Many short parts, little picture.
+async fn short_film(dir: &std::path::Path, shelf: &Shelf) -> Result<String> {
+    use storage::s3::{PutOptions, S3Config, Secret, Store};
+    let path = dir.join("film.mp4");
+    let (film, made) = (Film { seconds: PARTS * 2, height: 120, ..Film::default() }, path.clone());
+    tokio::task::spawn_blocking(move || film::make(&film, &made)).await??;
+    let config = S3Config {
+        endpoint: Some(shelf.endpoint()),
+        access_key: Some("starling".to_owned()),
+        secret_key: Some(Secret::new(std::fs::read_to_string(&shelf.key_file)?)),
+        ..S3Config::default()
+    };
+    let place = "s3://films/film.mp4".parse()?;
+    let bytes = tokio::fs::read(&path).await?;
+    Store::connect(&config).await?.put(&place, bytes.into(), PutOptions::default()).await?;
+    Ok("s3://films/film.mp4".to_owned())
+}
+
+/// Milliseconds of three rounds of empty IQs to all hosts at once.
+async fn bare(prober: &Agent, hosts: &[(Agent, FullJid)]) -> Result<f64> {
+    let began = Instant::now();
+    for _ in 0..3 {
+        let ping = || Element::bare("ping", "urn:xmpp:ping");
+        let asked = hosts.iter().map(|(_, host)| prober.iq_set(host.clone().into(), ping(), ANSWER));
+        futures::future::try_join_all(asked).await.context("send a bare IQ")?;
+    }
+    Ok(ms(began.elapsed()))
+}
+
+/// Submits one job, waits until all its parts are given away, and cancels it. Milliseconds from submission to the last
+/// commitment, and from the first call.
+async fn negotiation(client: &Link, source: &str, home: &Manager) -> Result<(f64, f64)> {
+    let target = format!("s3://films/out/{}/", uuid::Uuid::new_v4().simple());
+    let answer = client.ask(&Command::Submit(job_xml(source, &target, &[480]))).await?;
+    let Answer::Document(document) = answer else { anyhow::bail!("the job was refused") };
+    let id = document["id"].as_str().context("learn the job's name")?.to_owned();
+    let patience = Instant::now() + PATIENCE;
+    let job = loop {
+        let job = home.snapshot.borrow().jobs.get(&id).cloned();
+        if let Some(job) = job {
+            ensure!(job.error.is_none(), "the job failed: {:?}", job.error);
+            // Offered and awarded parts are still under negotiation.
+            let given = |state: &str| !matches!(state, "open" | "offered" | "awarded");
+            if !job.parts.is_empty() && job.parts.iter().all(|part| part.kind == "audio" || given(&part.state)) {
+                break job;
+            }
+        }
+        ensure!(Instant::now() < patience, "the parts of a job are not given away in time");
+        tokio::time::sleep(LOOK).await;
+    };
+    client.ask(&Command::Cancel(id)).await?;
+    let first = job.timeline.iter().find(|span| span.phase == Phase::RetrieveDomainInformation);
+    let last = job.timeline.iter().find(|span| span.phase == Phase::ForwardRequests);
+    let (first, last) = first.zip(last).context("find the negotiation in the timeline")?;
+    Ok((last.end_ms as f64, last.end_ms.saturating_sub(first.start_ms) as f64))
+}

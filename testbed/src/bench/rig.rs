@@ -1,0 +1,152 @@
+//! A world whose S3 server counts for us, and jobs submitted to it as a person would.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use cluster_manager::view::JobDoc;
+use serde::Deserialize;
+use storage::s3::Secret;
+use tokio::runtime::Runtime;
+
+use super::cpu;
+use crate::demo::{job_xml, put_film, starling_json};
+use crate::film::{self, Film};
+use crate::s3::{Counters, S3Server, S3ServerConfig};
+use crate::world::{Board, StoreOptions, World, WorldOptions};
+
+const LOOK: Duration = Duration::from_millis(50);
+/// No film here takes longer; a job that does hangs.
+const PATIENCE: Duration = Duration::from_secs(3600);
+const SECRET: &str = "benchmark-only";
+
+/// An S3 server on a thread of its own, with its counters at hand.
+pub struct Shelf {
+    server: S3Server,
+    // The server's tasks live in it.
+    runtime: Option<Runtime>,
+    pub key_file: PathBuf,
+}
+
+impl Shelf {
+    pub async fn start(dir: &Path) -> Result<Self> {
+        std::fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
+        let key_file = dir.join("s3-secret");
+        std::fs::write(&key_file, SECRET).context("write the key of the store")?;
+        let config =
+            S3ServerConfig { root: dir.join("objects"), secret_key: Secret::new(SECRET), ..S3ServerConfig::default() };
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        let server = runtime.spawn(S3Server::start(config)).await??;
+        Ok(Self { server, runtime: Some(runtime), key_file })
+    }
+
+    pub fn endpoint(&self) -> String {
+        self.server.endpoint()
+    }
+
+    pub fn counters(&self) -> Counters {
+        self.server.counters()
+    }
+
+    pub fn options(&self) -> StoreOptions {
+        StoreOptions {
+            s3_endpoint: Some(self.endpoint()),
+            s3_access_key: Some("starling".to_owned()),
+            s3_secret_key_file: Some(self.key_file.clone()),
+            ..StoreOptions::default()
+        }
+    }
+}
+
+impl Drop for Shelf {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// Three domains and the store.
+pub struct Rig {
+    pub world: World,
+    pub shelf: Shelf,
+    // Removed last.
+    pub dir: tempfile::TempDir,
+}
+
+/// What a job was and took.
+pub struct Outcome {
+    pub document: JobDoc,
+    /// From submission to the end, by the cluster manager's clock.
+    pub wall: Duration,
+    /// The same by ours, with starting `starling` and logging in, both ways.
+    pub outside: Duration,
+    /// Of all the world's processes but the store.
+    pub cpu_seconds: f64,
+}
+
+impl Rig {
+    /// `hosts` host managers in each of three domains, with one slot each.
+    pub async fn start(hosts: u32) -> Result<Self> {
+        let dir = tempfile::Builder::new().prefix("starling-bench-").tempdir()?;
+        let shelf = Shelf::start(&dir.path().join("s3")).await?;
+        let options = WorldOptions { hosts, store: shelf.options(), ..WorldOptions::new(dir.path().join("world")) };
+        let world = World::start(&options, &mut Board::silent()).await?;
+        Ok(Self { world, shelf, dir })
+    }
+
+    /// Makes the film and puts it into the store: its path here, its `s3://` name.
+    pub async fn film(&self, film: &Film) -> Result<(PathBuf, String)> {
+        let name = format!("f-{}.{}", uuid::Uuid::new_v4().simple(), film.container.extension());
+        let (path, film) = (self.dir.path().join(name), film.clone());
+        let made = path.clone();
+        tokio::task::spawn_blocking(move || film::make(&film, &made)).await??;
+        let (source, _) = put_film(&self.world.document, &path).await?;
+        Ok((path, source))
+    }
+
+    /// Submits a job for `source` to the first domain and waits until it is done.
+    ///
+    /// # Errors
+    /// The job failed, or a process of the world ended.
+    pub async fn job(&mut self, source: &str) -> Result<Outcome> {
+        let state = self.world.state().to_owned();
+        let url = self.world.document.domains.first().context("find the home domain")?.console_url.clone();
+        let bucket = &self.world.document.s3.bucket;
+        let target = format!("s3://{bucket}/out/{}/", uuid::Uuid::new_v4().simple());
+        let file = self.dir.path().join("job.xml");
+        std::fs::write(&file, job_xml(source, &target, &[480])).context("write the job")?;
+        let pids: Vec<u32> = self.world.document.processes.iter().map(|process| process.pid).collect();
+        let (began, before) = (Instant::now(), cpu::seconds_of_trees(&pids));
+        let work = async {
+            let submitted: Submitted = starling_json(&state, &["submit".as_ref(), file.as_os_str()]).await?;
+            tokio::time::timeout(PATIENCE, ended(&format!("{url}/api/jobs/{}", submitted.id))).await?
+        };
+        let document = tokio::select! {
+            document = work => document?,
+            failure = self.world.failure() => bail!("{failure}"),
+        };
+        let outside = began.elapsed();
+        if document.state != "done" {
+            bail!("the job is {}: {:?}", document.state, document.error);
+        }
+        let wall = Duration::from_millis(document.ended_at.unwrap_or(0).saturating_sub(document.submitted_at));
+        Ok(Outcome { document, wall, outside, cpu_seconds: cpu::seconds_of_trees(&pids) - before })
+    }
+}
+
+async fn ended(url: &str) -> Result<JobDoc> {
+    let http = reqwest::Client::builder().no_proxy().build()?;
+    loop {
+        let document: JobDoc = http.get(url).send().await?.error_for_status()?.json().await?;
+        if document.ended_at.is_some() {
+            return Ok(document);
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+#[derive(Deserialize)]
+struct Submitted {
+    id: String,
+}
