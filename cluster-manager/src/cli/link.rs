@@ -4,10 +4,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use federation::xmpp::{Agent, AgentEvent, IqFailure};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use xmpp_parsers::jid::{BareJid, FullJid, Jid};
-use xmpp_parsers::minidom::Element;
 
 use super::access::Access;
 use crate::shell::{self, Command};
@@ -24,7 +23,8 @@ pub enum Answer {
 
 pub struct Link {
     agent: Agent,
-    manager: FullJid,
+    /// Whom to ask; another after a restart or a take-over.
+    manager: watch::Receiver<Option<FullJid>>,
 }
 
 impl Link {
@@ -37,15 +37,26 @@ impl Link {
         let manager = timeout(COME_IN, find_manager(&mut events, &room))
             .await
             .map_err(|_| anyhow!("no cluster manager came up in {room} within {} s", COME_IN.as_secs()))??;
-        // Nothing else is of interest, but the channel must not fill.
-        tokio::spawn(async move { while events.recv().await.is_some() {} });
+        let (follow, manager) = watch::channel(Some(manager));
+        tokio::spawn(async move {
+            while let Some(event) = events.recv().await {
+                match active(&event, &room) {
+                    Some((true, Some(real))) => drop(follow.send_replace(Some(real))),
+                    Some(_) => drop(follow.send_replace(None)),
+                    None => {}
+                }
+            }
+        });
         Ok(Self { agent, manager })
     }
 
     pub async fn ask(&self, question: &Command) -> Result<Answer> {
-        let to = Jid::from(self.manager.clone());
+        let mut manager = self.manager.clone();
+        let found = timeout(ANSWER, manager.wait_for(Option::is_some)).await;
+        let found = found.map_err(|_| anyhow!("the cluster manager is gone"))?.context("the connection ended")?.clone();
+        let to = Jid::from(found.context("find the cluster manager")?);
         let reply = match question {
-            Command::Submit(xml) => self.agent.iq_set(to, xml.parse::<Element>()?, ANSWER).await,
+            Command::Submit(xml) => self.agent.iq_set(to, shell::submission(xml), ANSWER).await,
             Command::Cancel(id) => self.agent.iq_set(to, shell::query("cancel", Some(id)), ANSWER).await,
             Command::Status(id) => self.agent.iq_get(to, shell::query("status", Some(id)), ANSWER).await,
             Command::Jobs => self.agent.iq_get(to, shell::query("jobs", None), ANSWER).await,
@@ -77,13 +88,23 @@ async fn find_manager(events: &mut mpsc::Receiver<AgentEvent>, room: &BareJid) -
             AgentEvent::RoomLost { room: lost, why } if lost == *room => {
                 bail!("the room {room} does not let us in: {why}")
             }
-            AgentEvent::Occupant { room: of, nick, real: Some(real), affiliation, available: true, .. }
-                if of == *room && nick == "active" && matches!(affiliation.as_str(), "owner" | "admin") =>
-            {
-                return Ok(real);
+            event => {
+                if let Some((true, Some(real))) = active(&event, room) {
+                    return Ok(real);
+                }
             }
-            _ => {}
         }
     }
     bail!("the connection ended")
+}
+
+/// What an event tells of the active cluster manager: whether it is there, and who it is.
+fn active(event: &AgentEvent, room: &BareJid) -> Option<(bool, Option<FullJid>)> {
+    match event {
+        AgentEvent::Occupant { room: of, nick, real, affiliation, available, .. } if of == room && nick == "active" => {
+            Some((*available && matches!(affiliation.as_str(), "owner" | "admin"), real.clone()))
+        }
+        AgentEvent::RoomLost { room: of, .. } if of == room => Some((false, None)),
+        _ => None,
+    }
 }
