@@ -8,7 +8,8 @@ struct Cli {
     command: cluster_manager::swarm::Command,
 }
 
-#[tokio::main]
+// One thread is enough for a capped peer, and spares the switches between several.
+#[tokio::main(flavor = "current_thread")]
 async fn main() -> std::process::ExitCode {
     let filter = tracing_subscriber::EnvFilter::from_default_env();
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();

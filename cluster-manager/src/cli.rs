@@ -16,6 +16,7 @@ use federation::job::Job;
 use serde::Serialize;
 
 use crate::shell::{self, Command as Question};
+use crate::swarm;
 use crate::view::{DomainDoc, ErrorDoc, JobDoc};
 use access::AccessArgs;
 use link::{Answer, Link};
@@ -73,10 +74,18 @@ enum Command {
     /// Stop a job of yours.
     #[command(after_help = "Example: starling --state DIR cancel j-1a2b3c4d")]
     Cancel { id: String },
+    /// Load machines from one source as fast as the network allows; needs no federation.
+    #[command(subcommand)]
+    Swarm(swarm::Command),
 }
 
 /// Runs one command to its end.
 pub fn run(cli: Cli) -> Result<ExitCode> {
+    // A swarm moves bytes on all cores; everything else is one conversation.
+    if let Command::Swarm(command) = cli.command {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
+        return Ok(runtime.block_on(swarm::run(command)));
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
     runtime.block_on(async {
         let question = match &cli.command {
@@ -92,6 +101,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
             Command::Cancel { id } => Question::Cancel(id.clone()),
             Command::Jobs => Question::Jobs,
             Command::Domains => Question::Domains,
+            Command::Swarm(_) => unreachable!("run above"),
         };
         let link = Link::open(cli.access.resolve()?).await?;
         let code = answer(&cli, &link, &question).await;
@@ -118,7 +128,7 @@ async fn answer(cli: &Cli, link: &Link, question: &Question) -> Result<ExitCode>
             let job: JobDoc = serde_json::from_value(answer)?;
             print(cli.json, &job, || shell::describe_job(&job))
         }
-        Command::Submit { watch: true, .. } | Command::Watch { .. } => {
+        Command::Submit { watch: true, .. } | Command::Watch { .. } | Command::Swarm(_) => {
             let job: JobDoc = serde_json::from_value(answer)?;
             let job = watch::until_ended(link, job, cli.json).await?;
             print(cli.json, &job, || shell::describe_job(&job))?;

@@ -54,7 +54,7 @@ enum Entry {
 
 /// What work outside the loop brings back.
 enum Done {
-    Answer { id: MessageId, from: DomainId, result: Result<Envelope, Lost> },
+    Answer { id: MessageId, from: DomainId, result: Result<Box<Envelope>, Lost> },
     Handed { jid: FullJid, task: TaskId, taken: bool },
     Ordered { task: TaskId, url: Result<String, String> },
     Prepared { job: JobId, result: Result<Box<Prepared>, FilmFailure> },
@@ -299,7 +299,7 @@ impl Coordinator {
                 }
             }
             let result = match agent.iq_set(peer.into(), Element::from(envelope), timeout).await {
-                Ok(Some(payload)) => Envelope::try_from(payload).map_err(|_| Lost::NotUnderstood),
+                Ok(Some(payload)) => Envelope::try_from(payload).map(Box::new).map_err(|_| Lost::NotUnderstood),
                 Ok(None) => Err(Lost::NotUnderstood),
                 Err(IqFailure::Timeout) => Err(Lost::Timeout),
                 Err(IqFailure::Reset | IqFailure::Closed) => Err(Lost::Reset),
@@ -311,7 +311,9 @@ impl Coordinator {
 
     fn on_done(&mut self, done: Done) -> Result<()> {
         match done {
-            Done::Answer { id, from, result } => self.step(Input::Answer { id, from, result }),
+            Done::Answer { id, from, result } => {
+                self.step(Input::Answer { id, from, result: result.map(|envelope| *envelope) })
+            }
             Done::Handed { jid, task, taken } => {
                 if !taken {
                     self.hosts.refused(&jid, &task);

@@ -42,6 +42,8 @@ pub struct Playback {
     pub buffered: Vec<(f64, f64)>,
     /// How often it halted for want of data after it had begun.
     pub stalls: u64,
+    /// How often it halted although the data was there, because the machine was too busy to decode it.
+    pub slow: u64,
     /// It reached its end by itself.
     pub ended: bool,
     /// Seconds.
@@ -58,7 +60,7 @@ const LOOK: &str = r#"
 const v = document.querySelector("video"), q = v.getVideoPlaybackQuality(), s = window.starling ?? {};
 const buffered = Array.from({length: v.buffered.length}, (_, n) => [v.buffered.start(n), v.buffered.end(n)]);
 return {frames: q.totalVideoFrames, dropped: q.droppedVideoFrames, duration: Number.isFinite(v.duration) ? v.duration : 0,
-  buffered, stalls: s.stalls ?? 0, ended: v.ended, time: v.currentTime, sound_bytes: v.webkitAudioDecodedByteCount ?? 0,
+  buffered, stalls: s.stalls ?? 0, slow: s.slow ?? 0, ended: v.ended, time: v.currentTime, sound_bytes: v.webkitAudioDecodedByteCount ?? 0,
   state: s.state ?? "", error: s.error ?? null};
 "#;
 

@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use testbed::demo::{self, DemoOptions};
 use testbed::film::{self, Container, Expected, Film, Rate};
 use testbed::s3::{self, S3Args};
+use testbed::simulate::{self, SimulateArgs};
 use testbed::world::{Board, StoreOptions, World, WorldOptions};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -29,6 +30,8 @@ enum Command {
     /// Make a film with numbered frames, or check one.
     #[command(subcommand)]
     Film(FilmCommand),
+    /// Simulate a load of many machines under the overlay's real policy.
+    Simulate(SimulateArgs),
 }
 
 #[derive(Args)]
@@ -159,6 +162,7 @@ async fn run(command: Command) -> Result<ExitCode> {
         Command::S3(args) => s3::run_command(args).await.map(|()| ExitCode::SUCCESS),
         Command::Film(FilmCommand::Make(args)) => make(&args),
         Command::Film(FilmCommand::Verify(args)) => verify(&args).await,
+        Command::Simulate(args) => simulate::run(&args).map(|()| ExitCode::SUCCESS),
     }
 }
 

@@ -72,14 +72,14 @@ impl AccessArgs {
                 let text = std::fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
                 toml::from_str(&text).with_context(|| format!("understand {}", file.display()))
             }
-            (None, None, Some(jid)) => self.from_flags(jid),
+            (None, None, Some(jid)) => self.by_flags(jid),
             (None, None, None) => {
                 bail!("which federation? give --state DIR, --config FILE, or --jid with --password-file and --server")
             }
         }
     }
 
-    fn from_flags(&self, jid: &str) -> Result<Access> {
+    fn by_flags(&self, jid: &str) -> Result<Access> {
         let (_, domain) = jid.split_once('@').context("--jid is an account such as me@a.test")?;
         let server = self.server.clone().unwrap_or_else(|| format!("{domain}:5222"));
         let password_file = self.password_file.clone().context("give --password-file too")?;

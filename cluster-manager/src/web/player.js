@@ -401,7 +401,7 @@ class Feeder {
 // ---------------------------------------------------------------- the page
 
 /** What tests and curious people read from outside. */
-const starling = (window.starling = { state: "opening", error: null, stalls: 0, parts: 0, total: 0 });
+const starling = (window.starling = { state: "opening", error: null, stalls: 0, slow: 0, parts: 0, total: 0 });
 let player = null;
 let begun = false;
 
@@ -492,7 +492,7 @@ function main() {
     player?.close();
     player = null;
     begun = false;
-    Object.assign(starling, { error: null, stalls: 0 });
+    Object.assign(starling, { error: null, stalls: 0, slow: 0 });
     say("opening", "Opening.");
     ways[ui.how.value].go(url).catch(fail);
   };
@@ -513,6 +513,10 @@ video.addEventListener("pause", () => starling.state === "playing" && say("pause
 video.addEventListener("ended", () => say("ended", "The end."));
 video.addEventListener("waiting", () => {
   if (!begun || video.seeking || video.ended) return;
+  if (reach(video.buffered, video.currentTime) - video.currentTime > 0.1) {
+    starling.slow += 1; // the data is there; the machine is too busy to decode it
+    return;
+  }
   starling.stalls += 1;
   const growing = player && !player.film.complete;
   say("waiting", growing ? `Waiting for part ${player.film.parts + 1} of ${player.film.total}.` : "Waiting for data.");

@@ -1,3 +1,4 @@
 //! Integration tests of the cluster manager, one module per topic.
 
+mod config;
 mod swarm;

@@ -34,7 +34,7 @@ const SEND_BUFFER: u32 = 128 << 10;
 /// Verified groups that wait for the disk (4 MiB).
 const DISK_QUEUE: usize = 64;
 /// HAVEs are gathered for this long.
-const TICK: Duration = Duration::from_millis(10);
+const TICK: Duration = Duration::from_millis(40);
 /// The state on disk is at most this old.
 const SAVE: Duration = Duration::from_secs(5);
 
@@ -296,7 +296,7 @@ async fn tick(shared: Arc<Shared>) {
         let now = shared.now();
         let mut state = shared.state();
         state.flush_haves();
-        if ticks.is_multiple_of(10) {
+        if ticks.is_multiple_of(3) {
             state.expire(now);
             state.fill_all(now, &shared.meta);
             let progress = state.progress(&shared.meta);

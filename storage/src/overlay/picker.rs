@@ -12,7 +12,7 @@ use super::rng::Rng;
 pub type SourceId = u64;
 
 /// Words with candidates that one pick looks at.
-const WORDS_MAX: usize = 32;
+const WORDS_MAX: usize = 16;
 /// Sources that one group may be asked of at the end.
 const DOUBLES: usize = 2;
 
@@ -90,16 +90,21 @@ impl Picker {
         let bits = self.sources.get(&id)?;
         let words = self.open.words();
         let start = self.rng.index(words.len());
-        let mut best: Option<(u16, u64, u32)> = None;
+        // Ties go to the first one met: the walk begins anywhere, in the words and in each word.
+        let turn = self.rng.below(64) as u32;
+        let mut best: Option<(u16, u32)> = None;
         let mut looked = 0;
         for i in (start..words.len()).chain(0..start) {
             let candidates = words[i] & bits.words()[i];
             if candidates == 0 {
                 continue;
             }
-            for group in ones(candidates).map(|b| i as u32 * 64 + b).filter(|g| allowed(*g)) {
-                let key = (self.copies[group as usize], self.rng.next(), group);
-                best = Some(best.map_or(key, |b| b.min(key)));
+            for bit in ones(candidates.rotate_right(turn)) {
+                let group = i as u32 * 64 + (bit + turn) % 64;
+                let copies = self.copies[group as usize];
+                if best.is_none_or(|(least, _)| copies < least) && allowed(group) {
+                    best = Some((copies, group));
+                }
             }
             looked += 1;
             if looked >= WORDS_MAX && best.is_some() {
@@ -110,7 +115,7 @@ impl Picker {
             sources.len() < DOUBLES && sources.iter().all(|(s, t)| *s != id && now.saturating_sub(*t) >= patience)
         };
         let group = match best {
-            Some((_, _, group)) => group,
+            Some((_, group)) => group,
             None if self.open.is_empty() => {
                 *self.asked.iter().find(|(g, sources)| bits.get(**g) && late(sources) && allowed(**g))?.0
             }

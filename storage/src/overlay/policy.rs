@@ -49,7 +49,7 @@ impl Default for Config {
             interval_ms: 1000,
             relay_pieces: 2,
             leases_per_node: 3,
-            slots_max: 64,
+            slots_max: 1024,
         }
     }
 }
@@ -110,8 +110,15 @@ pub struct Orders {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Piece {
     Free,
-    Leased { node: NodeId, since: Millis, sent: bool },
+    Leased,
     Given { node: NodeId },
+}
+
+/// A piece on its way from the origin to a node.
+#[derive(Clone, Copy, Debug)]
+struct Lease {
+    since: Millis,
+    sent: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -138,6 +145,7 @@ pub struct Policy {
     graph: Graph,
     meshed: bool,
     pieces: Vec<Piece>,
+    out: BTreeMap<(NodeId, u32), Lease>,
     free: Bits,
     /// Nodes that may take a lease: fewest outstanding first, then fewest so far.
     ready: BTreeSet<(u32, u32, NodeId)>,
@@ -161,6 +169,8 @@ struct Slots {
     best: f64,
     grew: bool,
     hold: u32,
+    /// Doubling until the first time that more slots were not worth it.
+    eager: bool,
 }
 
 impl Policy {
@@ -175,6 +185,7 @@ impl Policy {
             best: 0.0,
             grew: false,
             hold: 0,
+            eager: true,
         };
         Self {
             rng: Rng::new(seed),
@@ -182,6 +193,7 @@ impl Policy {
             graph: Graph::new(config.degree),
             meshed: false,
             pieces: vec![Piece::Free; pieces as usize],
+            out: BTreeMap::new(),
             free: Bits::full(pieces),
             ready: BTreeSet::new(),
             dry: BTreeSet::new(),
@@ -418,7 +430,8 @@ impl Policy {
         node.leased += 1;
         node.cursor = piece + 1;
         self.free.clear(piece);
-        self.pieces[piece as usize] = Piece::Leased { node: id, since: now, sent: false };
+        self.pieces[piece as usize] = Piece::Leased;
+        self.out.insert((id, piece), Lease { since: now, sent: false });
         self.sending += 1;
         self.leases += 1;
         self.refresh(id);
@@ -440,29 +453,25 @@ impl Policy {
         let node = self.nodes.get(&id)?;
         let Demand { range, .. } = node.demand.get(self.rng.index(node.demand.len()))?;
         let from = range.start + self.rng.below(u64::from(range.end - range.start)) as u32;
-        let leased_to = |p: &u32| matches!(self.pieces[*p as usize], Piece::Leased { node, .. } | Piece::Given { node } if node == id);
-        (from..range.end).chain(range.start..from).find(|p| !node.have.get(*p) && !leased_to(p))
+        let lacks = |p: &u32| !node.have.get(*p) && !self.out.contains_key(&(id, *p));
+        (from..range.end).chain(range.start..from).find(lacks)
     }
 
     /// All bytes of the lease have left the origin: its slot is free again.
     pub fn lease_sent(&mut self, now: Millis, id: NodeId, piece: u32) {
-        if let Some(Piece::Leased { node, sent, .. }) = self.pieces.get_mut(piece as usize)
-            && *node == id
-            && !std::mem::replace(sent, true)
+        if let Some(lease) = self.out.get_mut(&(id, piece))
+            && !std::mem::replace(&mut lease.sent, true)
         {
             self.sending = self.sending.saturating_sub(1);
             self.slots.done += 1;
-            self.slots.turn(now);
+            self.slots.turn(now, self.lease_ms);
         }
     }
 
     /// The node holds the leased piece, verified.
     pub fn lease_done(&mut self, now: Millis, id: NodeId, piece: u32) {
         self.lease_sent(now, id, piece);
-        let Some(Piece::Leased { node, since, .. }) = self.pieces.get(piece as usize).copied() else { return };
-        if node != id {
-            return;
-        }
+        let Some(Lease { since, .. }) = self.out.remove(&(id, piece)) else { return };
         let took = now.saturating_sub(since) as f64;
         self.lease_ms = if self.lease_ms == 0.0 { took } else { 0.9 * self.lease_ms + 0.1 * took };
         self.pieces[piece as usize] = Piece::Given { node: id };
@@ -478,23 +487,25 @@ impl Policy {
 
     /// The origin refused or failed (503, time-out): fewer at once, and the piece is free again.
     pub fn lease_failed(&mut self, now: Millis, id: NodeId, piece: u32) {
-        if matches!(self.pieces.get(piece as usize), Some(Piece::Leased { node, .. }) if *node == id) {
-            self.release(piece);
+        if self.out.contains_key(&(id, piece)) {
+            self.release(id, piece);
             self.slots.complain(now);
         }
     }
 
-    fn release(&mut self, piece: u32) {
-        let Some(Piece::Leased { node, sent, .. }) = self.pieces.get(piece as usize).copied() else { return };
-        if !sent {
+    fn release(&mut self, id: NodeId, piece: u32) {
+        let Some(lease) = self.out.remove(&(id, piece)) else { return };
+        if !lease.sent {
             self.sending = self.sending.saturating_sub(1);
         }
-        self.unready(node);
-        if let Some(node) = self.nodes.get_mut(&node) {
+        self.unready(id);
+        if let Some(node) = self.nodes.get_mut(&id) {
             node.outstanding = node.outstanding.saturating_sub(1);
         }
-        self.free_again(piece);
-        self.refresh(node);
+        if self.pieces[piece as usize] == Piece::Leased {
+            self.free_again(piece);
+        }
+        self.refresh(id);
     }
 
     fn free_again(&mut self, piece: u32) {
@@ -523,12 +534,8 @@ impl Policy {
 
     /// Pieces that only `id` was to bring become free again.
     fn take_back(&mut self, id: NodeId) {
-        for piece in 0..self.pieces.len() as u32 {
-            match self.pieces[piece as usize] {
-                Piece::Leased { node, .. } if node == id => self.release(piece),
-                _ => {}
-            }
-        }
+        let mine: Vec<_> = self.out.range((id, 0)..=(id, u32::MAX)).map(|((_, piece), _)| *piece).collect();
+        mine.into_iter().for_each(|piece| self.release(id, piece));
     }
 
     /// The node is gone: what nobody else is known to hold must leave the origin again.
@@ -572,14 +579,10 @@ impl Policy {
         let lost: Vec<_> = self.nodes.iter().filter(|(_, n)| n.seen < silent).map(|(id, _)| *id).collect();
         lost.into_iter().for_each(|id| self.leave(id));
         let patience = ((self.lease_ms * LEASE_PATIENCE as f64) as Millis).max(LEASE_MS_MIN);
-        for piece in 0..self.pieces.len() as u32 {
-            if let Piece::Leased { since, .. } = self.pieces[piece as usize]
-                && now.saturating_sub(since) > patience
-            {
-                self.release(piece);
-            }
-        }
-        self.slots.turn(now);
+        let late: Vec<_> =
+            self.out.iter().filter(|(_, l)| now.saturating_sub(l.since) > patience).map(|(key, _)| *key).collect();
+        late.into_iter().for_each(|(id, piece)| self.release(id, piece));
+        self.slots.turn(now, self.lease_ms);
         if self.meshed {
             self.move_edges();
         }
@@ -652,23 +655,27 @@ pub fn relays(nodes: u32) -> u32 {
 
 impl Slots {
     const WINDOW_MS: Millis = 400;
+    /// A window spans several leases, so that slots just added have had time to bring something.
+    const WINDOW_LEASES: f64 = 2.0;
 
-    fn turn(&mut self, now: Millis) {
+    fn turn(&mut self, now: Millis, lease_ms: f64) {
         let span = now.saturating_sub(self.window_start);
-        if span < Self::WINDOW_MS || self.done < self.now {
+        let window = Self::WINDOW_MS.max((lease_ms * Self::WINDOW_LEASES) as Millis);
+        if span < window || self.done < self.now {
             return;
         }
         let goodput = f64::from(self.done) / span as f64;
         let worth = goodput >= self.best * SLOT_GAIN;
         if self.grew && !worth {
-            self.now = (self.now - 1).max(1);
+            self.now = if self.eager { self.now.div_ceil(2) } else { (self.now - 1).max(1) };
             self.hold = 10;
+            self.eager = false;
         }
         self.grew = false;
         if self.hold > 0 {
             self.hold -= 1;
         } else if self.limited && self.now < self.max {
-            self.now += 1;
+            self.now = if self.eager { (self.now * 2).min(self.max) } else { self.now + 1 };
             self.grew = true;
         }
         self.best = if worth { goodput } else { 0.9 * self.best + 0.1 * goodput };
@@ -678,6 +685,7 @@ impl Slots {
     fn complain(&mut self, now: Millis) {
         self.now = (self.now / 2).max(1);
         self.hold = 5;
+        self.eager = false;
         (self.window_start, self.done, self.grew) = (now, 0, false);
     }
 }

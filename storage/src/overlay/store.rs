@@ -57,7 +57,7 @@ impl Files {
 
     /// Opens a dataset for reading: `path` is the file, or the directory that holds the files.
     pub fn open(path: &Path, meta_files: &[super::metainfo::File]) -> Result<Self, Error> {
-        Self::each(path, meta_files, &OpenOptions::new().read(true), false)
+        Self::each(path, meta_files, OpenOptions::new().read(true), false)
     }
 
     fn each(root: &Path, list: &[super::metainfo::File], options: &OpenOptions, create: bool) -> Result<Self, Error> {

@@ -152,6 +152,11 @@ pub fn decode(buffer: &mut BytesMut) -> Result<Option<Message>, Error> {
     parse(buffer.split_to(len).freeze()).map(Some)
 }
 
+/// Bytes that the frame begun in `buffer` still lacks; 0 if it is whole or its length is not known.
+pub fn lacking(buffer: &[u8]) -> usize {
+    buffer.first_chunk::<4>().map_or(0, |head| (4 + u32::from_be_bytes(*head) as usize).saturating_sub(buffer.len()))
+}
+
 fn parse(mut frame: Bytes) -> Result<Message, Error> {
     if frame.is_empty() {
         return Ok(Message::KeepAlive);

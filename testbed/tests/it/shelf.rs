@@ -85,7 +85,7 @@ impl Shelf {
             packets.extend(std::fs::read(&cut).unwrap());
         }
         let work = AudioWork {
-            format: sound_format.replace("adts", "aac"),
+            format: sound_format,
             pieces: Vec::new(),
             offset_seconds: plan.audio_offset_seconds,
             bit_rate: 96_000,

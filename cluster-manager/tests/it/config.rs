@@ -1,0 +1,52 @@
+//! The example files are what the programs read.
+
+use std::path::PathBuf;
+
+use cluster_manager::cli::access::Access;
+use cluster_manager::config::{Config, DOCUMENTED};
+use federation::agreement::Agreements;
+
+fn example(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../examples/config").join(name)
+}
+
+#[test]
+fn the_printed_configuration_is_read_back() {
+    let config = Config::load(&example("cluster-manager.toml")).unwrap();
+    assert_eq!((config.domain.as_str(), config.job.chunk_seconds), ("a.test", 10.0));
+    assert_eq!(std::fs::read_to_string(example("cluster-manager.toml")).unwrap(), DOCUMENTED);
+}
+
+#[test]
+fn the_commented_lines_show_the_defaults() {
+    // Uncommented, each must be a key that is known and a value of its type.
+    let uncomment = |line: &str| match line.strip_prefix("# ") {
+        Some(rest) if rest.contains(" = ") => rest.to_owned(),
+        _ => line.to_owned(),
+    };
+    let all: Vec<String> = DOCUMENTED.lines().map(uncomment).collect();
+    let config: Config = toml::from_str(&all.join("\n")).unwrap();
+    let plain: Config = toml::from_str(DOCUMENTED).unwrap();
+    assert_eq!(config.http_listen, plain.http_listen);
+    assert_eq!(config.job.url_ttl_seconds, plain.job.url_ttl_seconds);
+    assert_eq!(config.rooms.host_accounts, plain.rooms.host_accounts);
+}
+
+#[test]
+fn unknown_keys_are_refused_by_name() {
+    let error = toml::from_str::<Config>(&format!("colour = 1\n{DOCUMENTED}")).unwrap_err();
+    assert!(error.to_string().contains("colour"), "{error}");
+}
+
+#[test]
+fn the_clients_example_is_read() {
+    let text = std::fs::read_to_string(example("starling.toml")).unwrap();
+    let access: Access = toml::from_str(&text).unwrap();
+    assert_eq!((access.shell.as_str(), access.xmpp.jid.as_str()), ("shell@conference.a.test", "me@a.test"));
+}
+
+#[test]
+fn the_agreements_example_is_read() {
+    let agreements = Agreements::parse(&std::fs::read_to_string(example("agreements.toml")).unwrap()).unwrap();
+    assert_eq!(agreements.with(&"b.test".into()).parts_max, Some(50));
+}
