@@ -3,6 +3,7 @@
 mod demo;
 mod film;
 mod host;
+mod jobs;
 mod player;
 mod prosody;
 mod published;
