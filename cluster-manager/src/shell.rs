@@ -8,9 +8,9 @@ use xmpp_parsers::minidom::Element;
 
 use crate::view::{DomainDoc, ErrorDoc, JobDoc};
 
-/// Namespace of programs' questions: `<query xmlns='urn:starling:shell:1' verb='status' job='…'/>`.
+/// Namespace of programs' questions: `<query xmlns='urn:starling:shell:1' verb='status' job='…'/>`. The verb `submit` holds
+/// the job's document as text, comments and all, so that errors name its own lines.
 pub const NS: &str = "urn:starling:shell:1";
-const JOB_NS: &str = "urn:starling:job:1";
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
@@ -67,7 +67,8 @@ pub fn from_text(text: &str) -> Option<Command> {
 
 /// Understands a program's payload, in a message or an IQ.
 pub fn from_payload(payload: &Element) -> Option<Command> {
-    if payload.is("job", JOB_NS) {
+    // In whatever namespace: a wrong one is worth an answer.
+    if payload.name() == "job" {
         return Some(Command::Submit(String::from(payload)));
     }
     if !payload.is("query", NS) {
@@ -80,8 +81,16 @@ pub fn from_payload(payload: &Element) -> Option<Command> {
         "domains" => Some(Command::Domains),
         "status" => job().map(Command::Status),
         "cancel" => job().map(Command::Cancel),
+        "submit" => Some(Command::Submit(payload.text())),
         _ => None,
     }
+}
+
+/// A job's document as a program sends it.
+pub fn submission(document: &str) -> Element {
+    let mut query = query("submit", None);
+    query.append_text(document);
+    query
 }
 
 /// The question a program sends.
@@ -164,5 +173,13 @@ mod tests {
         assert_eq!(from_payload(&query("status", Some("j-1"))), from_text("status j-1"));
         assert_eq!(from_payload(&query("jobs", None)), from_text(" JOBS "));
         assert_eq!(from_payload(&query("fly", None)), None);
+        let document = "<?xml version='1.0'?>\n<!-- a & b -->\n<job/>";
+        assert_eq!(from_payload(&submission(document)), Some(Command::Submit(document.to_owned())));
+    }
+
+    #[test]
+    fn a_job_in_a_wrong_namespace_is_still_meant_for_us() {
+        let job: Element = "<job xmlns='urn:starling:job:2'/>".parse().unwrap();
+        assert!(matches!(from_payload(&job), Some(Command::Submit(_))));
     }
 }

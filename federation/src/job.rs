@@ -114,12 +114,14 @@ pub struct JobError {
     pub hint: &'static str,
 }
 
-/// The job that somebody has pasted into a chat message, from its `<job` to its `</job>` (or to the end, so that what is
-/// wrong can be said).
+/// The job that somebody has pasted into a chat message, from its `<job`, or what belongs to the document before it, to its
+/// `</job>` (or to the end, so that what is wrong can be said).
 pub fn find_job(text: &str) -> Option<&str> {
     let begins = |rest: &str| rest.starts_with(|c: char| c.is_whitespace() || c == '>' || c == '/');
     let start = text.match_indices("<job").map(|(i, _)| i).find(|i| begins(&text[i + 4..]))?;
-    let job = &text[start..];
+    // Left out, a document type would go unrefused, and lines would be counted from elsewhere.
+    let prolog = ["<?xml", "<!--", "<!DOCTYPE"].into_iter().filter_map(|mark| text[..start].find(mark)).min();
+    let job = &text[prolog.unwrap_or(start)..];
     let end = job.find("</job>").map_or(job.len(), |i| i + "</job>".len());
     Some(&job[..end])
 }

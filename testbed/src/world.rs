@@ -166,10 +166,23 @@ impl World {
         Ok(self.processes.remove(at).crash().await)
     }
 
-    /// Starts a crashed process again, with the same state and configuration.
-    pub fn restart(&mut self, recipe: Recipe) -> Result<()> {
-        self.processes.push(Process::start(recipe)?);
-        Ok(())
+    /// Starts a crashed process again, with the same state and configuration. `world.json` then has its new process id and, of
+    /// a cluster manager, its new console; all else is as it was.
+    ///
+    /// # Errors
+    /// It does not start, or a cluster manager does not listen.
+    pub async fn restart(&mut self, recipe: Recipe) -> Result<()> {
+        let mut process = Process::start(recipe)?;
+        let Recipe { role, domain, log, .. } = &process.recipe;
+        if let Some(note) = self.document.processes.iter_mut().find(|note| note.log == *log) {
+            note.pid = process.pid;
+        }
+        let access = self.document.domains.iter_mut().find(|access| Some(&access.name) == domain.as_ref());
+        if let (Some(access), "cluster-manager") = (access, role.as_str()) {
+            access.console_url = process.announcement(announced_http).await?;
+        }
+        self.processes.push(process);
+        self.document.write(&self.state)
     }
 }
 

@@ -49,22 +49,33 @@ impl Coordinator {
     }
 
     pub(super) fn store_of(&self, job: &JobId) -> Option<&Store> {
-        self.stores.get(job).or(self.store.as_ref())
+        // Never the domain's own keys for a job that brought some: its owner may not be allowed what the domain is.
+        match self.records.get(job).is_some_and(|record| record.sealed.is_some()) {
+            true => self.stores.get(job),
+            false => self.store.as_ref(),
+        }
     }
 
     /// Reads the index in the background.
     pub(super) async fn prepare(&mut self, id: &JobId) {
         let Some(record) = self.records.get(id) else { return };
         let (film, sealed) = (record.film.clone(), record.sealed.clone());
-        if let Some(sealed) = sealed
+        if let Some(sealed) = sealed.filter(|_| !self.stores.contains_key(id))
             && let Err(error) = self.open_own_store(id, &sealed).await
         {
             warn!(job = %id, %error, "the job's own keys cannot be used");
         }
-        let Some(store) = self.store_of(id).cloned() else { return };
+        let store = self.store_of(id).cloned();
         let (job, done, chunk_seconds) = (id.clone(), self.done.0.clone(), self.config.job.chunk_seconds);
         self.spawn("prepare", async move {
-            let result = film.prepare(&store, chunk_seconds).await.map(Box::new);
+            let result = match store {
+                Some(store) => film.prepare(&store, chunk_seconds).await.map(Box::new),
+                None => Err(FilmFailure {
+                    code: "keys-unusable".into(),
+                    message: "the keys of this job cannot be used".into(),
+                    hint: Some("submit it again".into()),
+                }),
+            };
             let _ = done.send(Done::Prepared { job, result }).await; // fails only when we are leaving
         });
     }
@@ -117,19 +128,20 @@ impl Coordinator {
 
     /// After a restart: everything that was accepted goes on.
     pub(super) async fn resume_jobs(&mut self) -> Result<()> {
+        // Of ended ones, too: their results are still read with the keys they brought.
+        let own: Vec<_> = self.records.iter().filter_map(|(id, r)| Some((id.clone(), r.sealed.clone()?))).collect();
+        for (id, sealed) in own {
+            if let Err(error) = self.open_own_store(&id, &sealed).await {
+                warn!(job = %id, %error, "the job's own keys cannot be used");
+            }
+        }
         let open: Vec<_> = self.records.iter().filter(|(_, r)| r.ended.is_none()).map(|(id, _)| id.clone()).collect();
         for id in open {
             info!(job = %id, "taken up again");
             let Some(record) = self.records.get(&id) else { continue };
-            let (is_prepared, sealed) = (record.prepared.is_some(), record.sealed.clone());
-            if !is_prepared {
+            if record.prepared.is_none() {
                 self.prepare(&id).await;
                 continue;
-            }
-            if let Some(sealed) = sealed
-                && let Err(error) = self.open_own_store(&id, &sealed).await
-            {
-                warn!(job = %id, %error, "the job's own keys cannot be used");
             }
             if !self.domain.book().jobs.contains_key(&id) {
                 self.submit_parts(id.clone())?;

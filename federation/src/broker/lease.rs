@@ -5,8 +5,8 @@ use crate::book::{Book, Lease, Stage};
 use crate::cx::{About, Cx, contract};
 use crate::domain::{DomainConfig, Lost, Output};
 use crate::event::{Event, Mark};
-use crate::id::{DomainId, LeaseId, Millis};
-use crate::message::{Ack, Body, Cancel, Commit, PartDone, PartProgress, PartRef, Release, Renew, Resync};
+use crate::id::{DomainId, JobId, LeaseId, Millis};
+use crate::message::{self, Ack, Body, Cancel, Commit, PartDone, PartProgress, PartRef, Release, Renew, Resync};
 
 /// Questions in a row without answer that make a domain silent: no new awards.
 const SILENT: u32 = 2;
@@ -198,19 +198,11 @@ impl Broker {
                 continue;
             }
             let Some(record) = cx.book.jobs.get(&job) else { return };
-            let fresh = record.parts.get(&said.part).is_some_and(|p| p.loaded.is_none());
             let first = record.times.first_fetch.is_none() && said.bytes > 0;
-            let own = record.terms.parent.is_none();
             if first {
                 cx.record(Event::Fetching { at: cx.now, job: job.clone() });
             }
-            if fresh && !said.outputs.is_empty() {
-                let (part, attempt, outputs) = (said.part, said.attempt, said.outputs.clone());
-                cx.record(Event::Loaded { at: cx.now, job: job.clone(), part, attempt, outputs: outputs.clone() });
-                if own {
-                    cx.out.push(Output::Loaded { job: job.clone(), part, attempt, outputs });
-                }
-            }
+            loaded(cx, &job, said.part, said.attempt, &said.outputs);
             let known = self.progress.get(&(job.clone(), said.part));
             // Reports may overtake each other.
             let older =
@@ -232,6 +224,8 @@ impl Broker {
         }
         let (at, part, attempt, usage) = (cx.now, done.part, done.attempt, done.usage.clone());
         let (by, outputs) = (done.by.clone().unwrap_or(domain), done.outputs.clone());
+        // The report of it may have been lost, or said while home was down.
+        loaded(cx, &job, part, attempt, &outputs);
         cx.record(Event::Uploaded { at, lease: id.clone(), part, attempt, by, outputs: outputs.clone(), usage });
         self.progress.remove(&(job.clone(), part));
         if cx.book.jobs.get(&job).is_some_and(|j| j.terms.parent.is_some()) {
@@ -366,5 +360,19 @@ impl Broker {
     /// Whether a lease's holder has missed questions, for views.
     pub fn is_suspect(&self, id: &LeaseId) -> bool {
         self.watch.get(id).is_some_and(|w| w.missed >= SILENT)
+    }
+}
+
+/// Takes up a part's first objects, once.
+fn loaded(cx: &mut Cx, job: &JobId, part: u32, attempt: u32, outputs: &[message::Output]) {
+    let Some(record) = cx.book.jobs.get(job) else { return };
+    let own = record.terms.parent.is_none();
+    if outputs.is_empty() || record.parts.get(&part).is_none_or(|p| p.loaded.is_some()) {
+        return;
+    }
+    let (job, outputs) = (job.clone(), outputs.to_vec());
+    cx.record(Event::Loaded { at: cx.now, job: job.clone(), part, attempt, outputs: outputs.clone() });
+    if own {
+        cx.out.push(Output::Loaded { job, part, attempt, outputs });
     }
 }

@@ -161,6 +161,10 @@ fn a_job_is_found_in_what_people_write() {
     assert_eq!(find_job("my <jobs/> are done"), None);
     assert_eq!(find_job("<job is not closed"), Some("<job is not closed"));
     assert_eq!(find_job("help"), None);
+    let whole = "<?xml version='1.0'?>\n<!DOCTYPE job>\n<job/>";
+    let found = find_job(&format!("this one: {whole}")[..]).map(str::to_owned);
+    assert_eq!(found.as_deref(), Some(whole));
+    assert_eq!(Job::parse(whole).unwrap_err().code, "doctype");
 }
 
 #[test]

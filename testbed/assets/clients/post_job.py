@@ -2,7 +2,7 @@
 """Posts a job to a Shell room as any XMPP client would, with slixmpp, and prints what is answered.
 
 One line per answer: the sender, a tab, the text (or the payload as XML). Exit code 0 when --until was seen or the wait is over,
-1 when the room could not be entered.
+1 when the room could not be entered or the server cut us off.
 """
 import argparse
 import asyncio
@@ -22,7 +22,10 @@ class Poster(slixmpp.ClientXMPP):
         self.done = asyncio.get_event_loop().create_future()
         self.register_plugin("xep_0045")
         self.add_event_handler("session_start", self.start)
-        self.add_event_handler("message", self.answer)
+        # What a room says has an event of its own, also without a text for people.
+        self.add_event_handler("groupchat_message", self.answer)
+        self.add_event_handler("message", lambda message: message["type"] == "groupchat" or self.answer(message))
+        self.add_event_handler("disconnected", self.cut_off)
         self.add_event_handler("failed_auth", lambda _: self.finish("authentication failed"))
 
     def finish(self, why=None):
@@ -30,6 +33,11 @@ class Poster(slixmpp.ClientXMPP):
             print(why, file=sys.stderr)
         if not self.done.done():
             self.done.set_result(None)
+
+    def cut_off(self, _):
+        if not self.done.done():
+            self.code = 1
+            self.finish("cut off by the server")
 
     async def start(self, _):
         self.send_presence()

@@ -4,6 +4,7 @@ mod demo;
 mod faults;
 mod film;
 mod host;
+mod jobs;
 mod player;
 mod prosody;
 mod published;
