@@ -41,9 +41,6 @@ const HOUSEKEEPING: Duration = Duration::from_secs(1);
 /// An ad is repeated this often even when nothing changed.
 const AD_REFRESH_MS: u64 = 30_000;
 
-/// Tasks given to hosts for each slot where no agreement says otherwise.
-const TASKS_PER_SLOT: u32 = 3;
-
 /// Orders of one award that are written to the store at the same time.
 const ORDERS_AT_ONCE: usize = 16;
 
@@ -130,7 +127,7 @@ impl Coordinator {
             }
             // Hosts load what comes next while they encode; so the sound of all parts is there early, and encoding it is no
             // tail of the job.
-            None => Agreements { tasks_per_slot: TASKS_PER_SLOT, ..Agreements::default() },
+            None => Agreements::default(),
         };
         let store = match &config.s3 {
             Some(s3) => Some(Store::connect(s3).await.context("set up the object store")?),
