@@ -271,7 +271,10 @@ impl Coordinator {
             Output::Stop { lease, part, attempt } => self.stop_task(TaskId { lease, part, attempt }),
             Output::Check { job, part, attempt, outputs } => self.check(job, part, attempt, outputs),
             Output::Loaded { job, .. } => self.call_for_sound(&job)?,
-            Output::PartVerified { job, .. } => self.publish(&job),
+            Output::PartVerified { job, .. } => {
+                self.call_for_sound(&job)?;
+                self.publish(&job);
+            }
             Output::AllParts { job } => self.publish(&job),
             Output::JobFailed { job, code, message } => self.end_failed(&job, &code, &message)?,
             Output::JobDone { .. } | Output::JobCancelled { .. } => {} // said by us

@@ -32,11 +32,11 @@ pub enum JobEvent {
         at: Millis,
         prepared: Box<Prepared>,
     },
-    /// The sound packets of a part are in the store.
+    /// The sound packets of a part are in the store; a later attempt's replace them.
     Loaded {
         id: JobId,
         part: u32,
-        piece: Output,
+        piece: Piece,
     },
     Verified {
         id: JobId,
@@ -73,6 +73,14 @@ impl JobEvent {
     }
 }
 
+/// The sound packets of one part, as the domain that loaded it says.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Piece {
+    pub attempt: u32,
+    pub domain: DomainId,
+    pub object: Output,
+}
+
 /// One verified part's share of the account.
 #[derive(Clone, Debug)]
 pub struct Done {
@@ -89,7 +97,7 @@ pub struct Record {
     pub submitted: Millis,
     pub sealed: Option<String>,
     pub prepared: Option<(Millis, Arc<Prepared>)>,
-    pub pieces: BTreeMap<u32, Output>,
+    pub pieces: BTreeMap<u32, Piece>,
     pub verified: BTreeMap<u32, Verified>,
     pub done: BTreeMap<u32, Done>,
     pub published: Option<Millis>,
@@ -120,7 +128,7 @@ impl Record {
             JobEvent::Accepted { .. } => {}
             JobEvent::Prepared { at, prepared, .. } => self.prepared = Some((at, Arc::from(prepared))),
             JobEvent::Loaded { part, piece, .. } => {
-                self.pieces.entry(part).or_insert(piece);
+                self.pieces.insert(part, piece);
             }
             JobEvent::Verified { at, part, domain, by, usage, verified, .. } => {
                 self.verified.insert(part, verified);
@@ -133,11 +141,19 @@ impl Record {
         }
     }
 
-    /// All video parts have given their sound.
-    pub fn sound_is_loaded(&self) -> bool {
-        self.prepared
-            .as_ref()
-            .is_some_and(|(_, p)| FilmJob::audio_part(p).is_some() && self.pieces.len() == p.plan.parts.len())
+    /// All video parts have given their sound, and each piece is to be believed: nothing but its domain's word vouches for it, so
+    /// that domain must have delivered a part of this job, or be home itself.
+    pub fn sound_is_loaded(&self, home: &DomainId) -> bool {
+        let is_trusted = |domain: &DomainId| domain == home || self.done.values().any(|done| done.domain == *domain);
+        self.prepared.as_ref().is_some_and(|(_, p)| {
+            FilmJob::audio_part(p).is_some()
+                && (0..p.plan.parts.len() as u32).all(|n| self.pieces.get(&n).is_some_and(|p| is_trusted(&p.domain)))
+        })
+    }
+
+    /// The objects with the sound, in film order.
+    pub fn sound_objects(&self) -> BTreeMap<u32, Output> {
+        self.pieces.iter().map(|(n, piece)| (*n, piece.object.clone())).collect()
     }
 
     /// Every part that the film needs, the sound included.

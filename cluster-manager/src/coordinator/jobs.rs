@@ -17,7 +17,7 @@ use tracing::{info, warn};
 use super::{AD_REFRESH_MS, Coordinator, Done, now};
 use crate::film::{FilmFailure, FilmJob, Prepared};
 use crate::hosts::TaskId;
-use crate::record::{self, JobEvent, Record};
+use crate::record::{self, JobEvent, Piece, Record};
 use crate::shell;
 use crate::view::{JobDoc, OfferDoc};
 
@@ -155,10 +155,12 @@ impl Coordinator {
     /// What an output means for the journal of jobs; written in one batch with the domain's own events.
     pub(super) fn note(&mut self, output: &Output) -> Option<JobEvent> {
         match output {
-            Output::Loaded { job, part, outputs, .. } => {
-                let record = self.records.get(job)?;
-                let piece = outputs.first().filter(|_| !record.pieces.contains_key(part))?;
-                Some(JobEvent::Loaded { id: job.clone(), part: *part, piece: piece.clone() })
+            Output::Loaded { job, part, attempt, outputs } => {
+                let known = self.records.get(job)?.pieces.get(part).is_some_and(|piece| piece.attempt >= *attempt);
+                let object = outputs.first().filter(|_| !known)?.clone();
+                let domain = self.domain.job(job)?.parts.into_iter().find(|p| p.n == *part)?.domain?;
+                let piece = Piece { attempt: *attempt, domain, object };
+                Some(JobEvent::Loaded { id: job.clone(), part: *part, piece })
             }
             Output::PartVerified { job, part, attempt, domain, by, usage, .. } => {
                 let verified = self.checked.remove(&(job.clone(), *part, *attempt))?;
@@ -178,9 +180,9 @@ impl Coordinator {
 
     /// Once all sound packets are in the store, encoding them becomes a part of its own.
     pub(super) fn call_for_sound(&mut self, id: &JobId) -> Result<()> {
-        let Some(record) = self.records.get(id).filter(|r| r.sound_is_loaded()) else { return Ok(()) };
+        let Some(record) = self.records.get(id).filter(|r| r.sound_is_loaded(&self.me)) else { return Ok(()) };
         let Some((_, prepared)) = &record.prepared else { return Ok(()) };
-        let Some(call) = record.film.audio_call(prepared, &record.pieces) else { return Ok(()) };
+        let Some(call) = record.film.audio_call(prepared, &record.sound_objects()) else { return Ok(()) };
         if self.domain.book().jobs.get(id).is_some_and(|job| job.parts.contains_key(&call.part)) {
             return Ok(());
         }
@@ -190,7 +192,7 @@ impl Coordinator {
     fn writer(&self, home: &DomainId, id: &JobId) -> Option<OrderWriter> {
         let record = self.records.get(id).filter(|_| *home == self.me)?;
         let (_, prepared) = record.prepared.as_ref()?;
-        let (film, prepared, pieces) = (record.film.clone(), prepared.clone(), record.pieces.clone());
+        let (film, prepared, pieces) = (record.film.clone(), prepared.clone(), record.sound_objects());
         Some(OrderWriter { film, prepared, pieces, store: self.store_of(id)?.clone(), ttl: self.url_ttl() })
     }
 

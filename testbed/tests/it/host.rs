@@ -1,7 +1,7 @@
 //! The host manager as it runs: the real binary and its guest, on a real Prosody, with film and results on the S3 server.
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -103,21 +103,6 @@ impl Domain {
     }
 }
 
-/// Builds the two binaries, which cargo does not do for the tests of another crate, and tells where they are.
-fn binaries() -> PathBuf {
-    let mut cargo = std::process::Command::new(env!("CARGO"));
-    cargo.args(["build", "-q", "-p", "host-manager", "--bins"]);
-    // What cargo told this test about its own crate would make build scripts believe that they have to run again.
-    let inherited = |name: &str| name.starts_with("CARGO_") && name != "CARGO_HOME" && name != "CARGO_TARGET_DIR";
-    for (name, _) in std::env::vars().filter(|(name, _)| inherited(name)) {
-        cargo.env_remove(name);
-    }
-    let built = cargo.env_remove("LD_LIBRARY_PATH").status();
-    assert!(built.unwrap().success());
-    let deps = std::env::current_exe().unwrap();
-    deps.parent().and_then(Path::parent).unwrap().to_owned()
-}
-
 fn start_host(dir: &Path, server: &Prosody) -> Child {
     let config = format!(
         "name = \"host1\"\nstate_dir = {:?}\nslots = 1\nbacklog = 0\n[xmpp]\njid = \"hm@a.test\"\npassword = \"hm\"\n\
@@ -128,7 +113,7 @@ fn start_host(dir: &Path, server: &Prosody) -> Child {
     );
     std::fs::write(dir.join("hm.toml"), config).unwrap();
     let log = std::fs::File::create(dir.join("hm.log")).unwrap();
-    let mut command = Command::new(binaries().join("host-manager"));
+    let mut command = Command::new(testbed::process::workspace_binary("host-manager").unwrap());
     command.arg("--config").arg(dir.join("hm.toml")).stdin(Stdio::null()).stderr(log).kill_on_drop(true);
     command.spawn().unwrap()
 }

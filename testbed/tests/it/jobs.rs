@@ -521,7 +521,7 @@ async fn a_jobs_own_keys_open_the_store_by_iq_and_stand_in_no_file() {
     // The domain itself is not let in.
     let id = stage.submit("without", "veryfast").await;
     let failed = stage.job_when(&id, |job| job["state"] == "failed").await;
-    assert_eq!(failed["error"]["code"], "target-forbidden", "{failed:#}");
+    assert_eq!(failed["error"]["code"], "source-forbidden", "{failed:#}");
 
     let mut person = Person::come_in(&stage).await;
     let keys = format!("<credentials access-key=\"{access_key}\" secret-key=\"{}\"/></source>", secret_key.expose());
