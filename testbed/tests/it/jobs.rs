@@ -6,9 +6,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use federation::cluster::Status;
-use federation::xmpp::{
-    Agent, AgentEvent, BareJid, Condition, Element, FullJid, IqFailure, Jid, MessageKind, XmppConfig,
-};
+use federation::xmpp::{Agent, AgentEvent, BareJid, Condition, Element, FullJid, IqFailure, MessageKind, XmppConfig};
 use serde_json::Value;
 use storage::s3::{ObjectPath, PutOptions, S3Config, Secret, Store};
 use testbed::film::{self, Expected, Film};
@@ -219,11 +217,7 @@ impl Person {
         self.agent.say(&self.room, text).await.unwrap();
         let from = self.room.with_resource_str("active").unwrap();
         wait(&mut self.events, |event| match event {
-            AgentEvent::Message { from: who, kind: MessageKind::Groupchat, body, .. }
-                if who == Jid::from(from.clone()) =>
-            {
-                body
-            }
+            AgentEvent::Message { from: who, kind: MessageKind::Groupchat, body, .. } if who == from.clone() => body,
             _ => None,
         })
         .await
@@ -235,7 +229,7 @@ impl Person {
         let from = self.room.with_resource_str("active").unwrap();
         wait(&mut self.events, |event| match event {
             AgentEvent::Message { from: who, kind: MessageKind::Groupchat, payloads, body: None, .. }
-                if who == Jid::from(from.clone()) =>
+                if who == from.clone() =>
             {
                 json(&payloads)
             }
