@@ -76,6 +76,34 @@ fn a_domain_that_does_not_answer_three_calls_is_suspect() {
 }
 
 #[test]
+fn a_domain_that_answers_three_calls_with_errors_is_suspect() {
+    let mut world = world();
+    world.node("c").habit = Habit::Unavailable;
+    for i in 0..3 {
+        assert_eq!(mark_of(&world, "a", "c"), None);
+        world.submit("a", &format!("film{i}"), 1);
+        world.run_for(10_000);
+    }
+    assert_eq!(mark_of(&world, "a", "c"), Some(Mark::Suspect));
+}
+
+#[test]
+fn the_timeline_of_the_negotiation_is_that_of_the_first_round() {
+    let mut world = world();
+    world.publish = false;
+    world.submit("a", "film", 6);
+    world.run_for(20_000);
+    let times = |world: &World| world.nodes[&d("a")].domain.job(&j("film")).unwrap().timeline;
+    let first = times(&world);
+    assert!(first.first_commit <= first.last_commit && first.last_commit.is_some());
+    world.input(&d("a"), Input::AddParts { job: j("film"), parts: calls(7).split_off(6) });
+    world.run_for(20_000);
+    let later = times(&world);
+    assert!(later.last_verified > first.last_verified, "the added part was done");
+    assert_eq!((later.last_bid, later.last_commit), (first.last_bid, first.last_commit));
+}
+
+#[test]
 fn a_domain_that_accepts_and_vanishes_loses_its_parts_after_lease_and_grace() {
     let mut world = world();
     world.submit("a", "film", 12);
