@@ -77,7 +77,7 @@ impl Default for Agreements {
             price: 1.0,
             max_depth: 2,
             resell: true,
-            tasks_per_slot: 1,
+            tasks_per_slot: 3,
             waves_max: 8,
             waves_soon: 4,
             requests_burst: 2_000,

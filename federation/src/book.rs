@@ -32,13 +32,17 @@ pub struct Job {
     pub end: Option<End>,
 }
 
-/// When what happened first (or last); the timeline.
+/// When what happened first (or last); the timeline. The negotiation is that of the first round of bids: later rounds place what
+/// came free again, or was not there yet.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
 pub struct Times {
     pub submitted: Millis,
+    /// Rounds so far.
+    pub calls: u32,
     pub first_call: Option<Millis>,
     pub last_bid: Option<Millis>,
     pub first_commit: Option<Millis>,
+    /// When the last domain said that it knows of its commitment.
     pub last_commit: Option<Millis>,
     pub first_fetch: Option<Millis>,
     pub first_upload: Option<Millis>,
@@ -98,6 +102,8 @@ pub struct Lease {
     /// As awarded, for ever; which of them are still its own is said by the job's parts.
     pub parts: Vec<PartRef>,
     pub stage: Stage,
+    /// Won in the job's first round of bids.
+    pub first_round: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -184,10 +190,13 @@ impl Book {
                     }
                 }
             }
-            Event::Called { at, job, .. } => self.time(job, |t| t.first_call = t.first_call.or(Some(*at))),
+            Event::Called { at, job, .. } => self.time(job, |t| {
+                t.first_call = t.first_call.or(Some(*at));
+                t.calls += 1;
+            }),
             Event::Offered { at, job, domain, offer } => {
                 if let Some(job) = self.jobs.get_mut(job) {
-                    if matches!(offer, Offer::Bid(_)) {
+                    if matches!(offer, Offer::Bid(_)) && job.times.calls <= 1 {
                         job.times.last_bid = Some(*at);
                     }
                     if job.offers.len() >= OFFERS_MAX {
@@ -206,12 +215,18 @@ impl Book {
                 }
                 let (job, domain, bid) = (job.clone(), domain.clone(), bid.clone());
                 let (ttl_ms, renew_ms, price, parts) = (*ttl_ms, *renew_ms, *price, parts.clone());
-                let granted = Lease { job, domain, bid, ttl_ms, renew_ms, price, parts, stage: Stage::Awarded };
+                let (stage, first_round) = (Stage::Awarded, record.times.calls <= 1);
+                let granted = Lease { job, domain, bid, ttl_ms, renew_ms, price, parts, stage, first_round };
                 self.leases.insert(lease.clone(), granted);
             }
             Event::Withdrawn { lease, .. } => self.reopen_all(lease, &given_back("not-accepted", "")),
             Event::Committed { at, lease } => self.committed(*at, lease),
-            Event::Confirmed { lease, .. } => self.stage(lease, Stage::Confirmed),
+            Event::Confirmed { at, lease } => {
+                self.stage(lease, Stage::Confirmed);
+                if let Some(job) = self.leases.get(lease).filter(|l| l.first_round).map(|l| l.job.clone()) {
+                    self.time(&job, |t| t.last_commit = Some(*at));
+                }
+            }
             Event::Fetching { at, job } => self.time(job, |t| t.first_fetch = t.first_fetch.or(Some(*at))),
             Event::Loaded { job, part, attempt, outputs, .. } => {
                 if let Some(p) = self.part(job, *part).filter(|p| p.attempt == *attempt) {
@@ -337,10 +352,7 @@ impl Book {
                 p.state = PartState::Committed(lease.clone());
             }
         }
-        self.time(&job, |t| {
-            t.first_commit = t.first_commit.or(Some(at));
-            t.last_commit = Some(at);
-        });
+        self.time(&job, |t| t.first_commit = t.first_commit.or(Some(at)));
     }
 
     fn verified(&mut self, at: Millis, job: &JobId, part: u32, attempt: u32) {

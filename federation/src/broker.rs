@@ -37,7 +37,7 @@ pub(crate) struct Broker {
     next_call: BTreeMap<JobId, NextCall>,
     watch: BTreeMap<LeaseId, Watch>,
     progress: BTreeMap<(JobId, u32), PartProgress>,
-    /// Calls in a row that a domain has not answered.
+    /// Calls in a row that a domain has not answered, or with an error.
     unanswered: BTreeMap<DomainId, u32>,
 }
 

@@ -24,6 +24,8 @@ const RUNS_MAX: u32 = 3;
 
 pub(crate) struct Contractor {
     slots: u32,
+    /// No host is left; what waits is given back then.
+    give_back_at: Option<Millis>,
     holds: BTreeMap<BidId, Hold>,
     accepted: BTreeMap<LeaseId, Accepted>,
     over: VecDeque<LeaseId>,
@@ -65,6 +67,8 @@ struct Work {
     by: Option<DomainId>,
     outputs: Vec<Output>,
     started: Millis,
+    /// It stands in line in its host before that.
+    running: Option<Millis>,
     runs: u32,
     /// Started in an earlier life: started again then, if its host has not told of it.
     adopt_by: Option<Millis>,
@@ -87,6 +91,7 @@ impl Default for Contractor {
     fn default() -> Self {
         Self {
             slots: 0,
+            give_back_at: None,
             holds: BTreeMap::new(),
             accepted: BTreeMap::new(),
             over: VecDeque::new(),
@@ -157,6 +162,7 @@ impl Contractor {
         }
         self.tick_silence(cx);
         self.tick_adoption(cx);
+        self.tick_capacity(cx);
         self.start_waiting(cx);
         self.tick_repeats(cx);
         self.tick_reports(cx);
@@ -188,10 +194,11 @@ impl Contractor {
             let keep = if unfinished { 0 } else { timers.keep_ms };
             Some(self.heard.get(id)?.plus(patience).plus(keep))
         });
+        let give_back = self.give_back_at.filter(|_| work::foreign_waiting(book, &config.me).next().is_some());
         let adoption = self.work.values().filter_map(|w| w.adopt_by);
         let repeats = self.repeats.values().filter(|r| !r.asked).map(|r| r.next);
         let reports = self.reports.values().filter(|r| r.news && !r.asked).map(|r| r.next);
-        holds.chain(accepted).chain(silence).chain(adoption).chain(repeats).chain(reports).min()
+        holds.chain(accepted).chain(silence).chain(give_back).chain(adoption).chain(repeats).chain(reports).min()
     }
 
     /// Remembers that a lease is over.

@@ -222,11 +222,14 @@ impl Domain {
         self.take(input, &mut out, &mut mail);
         self.overdue(&mut out, &mut mail);
         loop {
+            let said = out.len();
             let mut cx = cx!(self, out, mail);
+            // Sold before it is started: what runs here is nobody else's to do.
+            self.broker.settle_sales(&mut cx, &mut self.contractor);
             self.contractor.tick(&mut cx);
             self.broker.tick(&mut cx);
-            self.broker.settle_sales(&mut cx, &mut self.contractor);
-            if mail.is_empty() {
+            // What one side did may be the other's turn, also without a message.
+            if mail.is_empty() && out.len() == said {
                 break;
             }
             self.dispatch(&mut out, &mut mail);
@@ -288,8 +291,8 @@ impl Domain {
                     answered(&mut self.broker, &mut self.contractor, &mut cx, about, &from, answer);
                 }
             }
-            Input::Capacity { slots, free } => {
-                self.contractor.capacity(&mut cx, slots, free);
+            Input::Capacity { slots, .. } => {
+                self.contractor.capacity(&cx, slots);
                 self.broker.something_freed();
             }
             Input::Task { lease, part, attempt, status } => {

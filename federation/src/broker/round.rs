@@ -130,7 +130,12 @@ impl Broker {
         answer: Result<(Millis, Body), Lost>,
     ) {
         let count = self.unanswered.entry(from.clone()).or_default();
-        *count = if matches!(answer, Err(Lost::Timeout)) { *count + 1 } else { 0 };
+        // An error is no answer; but our own lost session says nothing about others.
+        *count = match answer {
+            Ok((_, Body::Bid(_) | Body::Refuse(_))) => 0,
+            Err(Lost::Reset) => *count,
+            _ => *count + 1,
+        };
         if *count >= ROW_MAX {
             *count = 0;
             self.mark(cx, from, Mark::Suspect);

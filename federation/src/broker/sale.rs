@@ -4,7 +4,7 @@
 //! the lease and the attempt of the parent, so that home alone counts tries and looks into the store.
 
 use super::Broker;
-use crate::book::{PartState, TakenState};
+use crate::book::{PartState, TakenPart, TakenState};
 use crate::contractor::Contractor;
 use crate::cx::Cx;
 use crate::event::{End, Event, Kept, Order, Secret, Terms};
@@ -19,7 +19,8 @@ impl Broker {
         if t.depth_left == 0 || self.partners(cx, &t.kind, &t.path).is_empty() {
             return;
         }
-        let awards: Vec<_> = parts.iter().filter_map(|n| taken.parts.get(n)).map(|p| &p.award).collect();
+        let idle = |p: &&TakenPart| p.state == TakenState::Waiting;
+        let awards: Vec<_> = parts.iter().filter_map(|n| taken.parts.get(n)).filter(idle).map(|p| &p.award).collect();
         let call = |a: &&crate::message::PartAward| PartCall { part: a.part, bytes: a.bytes, work_ms: a.work_ms };
         let calls: Vec<_> = awards.iter().map(call).collect();
         let order =

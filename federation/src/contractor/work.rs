@@ -1,12 +1,12 @@
 //! Tasks in the own cluster, their progress, and results that are repeated until they are acknowledged.
 
 use super::{Contractor, RUNS_MAX, Repeat, Report, Work};
-use crate::book::{Taken, TakenState};
+use crate::book::{Book, Taken, TakenState};
 use crate::cluster::{Failure, Status};
 use crate::cx::{About, Cx, Frame};
 use crate::domain::{Lost, Output};
 use crate::event::{Event, Kept};
-use crate::id::{LeaseId, Millis};
+use crate::id::{DomainId, LeaseId, Millis};
 use crate::message::{self, Body, PartDone, PartFailed, PartProgress, PartRef, Progress, Revoke};
 
 /// Weight of the newest part in what is learnt about the pace.
@@ -15,22 +15,28 @@ const PACE_WEIGHT: f64 = 0.3;
 impl Work {
     pub(super) fn new(started: Millis) -> Self {
         let (state, by, outputs) = ("waiting".to_owned(), None, Vec::new());
-        Self { state, bytes: 0, percent: 0.0, by, outputs, started, runs: 1, adopt_by: None }
+        Self { state, bytes: 0, percent: 0.0, by, outputs, started, running: None, runs: 1, adopt_by: None }
     }
 }
 
 impl Contractor {
-    pub fn capacity(&mut self, cx: &mut Cx, slots: u32, _free: u32) {
+    pub fn capacity(&mut self, cx: &Cx, slots: u32) {
         self.slots = slots;
-        if slots > 0 {
+        self.give_back_at = match slots {
+            // A manager that has just started has not seen its hosts yet.
+            0 => Some(self.give_back_at.unwrap_or(cx.now.plus(cx.config.timers.adopt_ms))),
+            _ => None,
+        };
+    }
+
+    /// Nothing will start here for a while: others may have what waits, also what was promised before and committed since.
+    pub(super) fn tick_capacity(&mut self, cx: &mut Cx) {
+        if self.give_back_at.is_none_or(|at| at > cx.now) {
             return;
         }
-        // Nothing will start here for a while: others may have it.
-        let waiting: Vec<_> = parts(cx, |s| *s == TakenState::Waiting).collect();
-        for (lease, n, _) in waiting {
-            if cx.book.taken.get(&lease).is_some_and(|t| t.terms.from != cx.config.me) {
-                self.keep(cx, &lease, n, Kept::Revoked("no host is left".into()));
-            }
+        let waiting: Vec<_> = foreign_waiting(cx.book, &cx.config.me).collect();
+        for (lease, n) in waiting {
+            self.keep(cx, &lease, n, Kept::Revoked("no host is left".into()));
         }
     }
 
@@ -74,7 +80,7 @@ impl Contractor {
         work.adopt_by = None;
         match status.state.as_str() {
             "done" => {
-                let took = cx.now.since(work.started) as f64 / part.award.work_ms.max(1) as f64;
+                let took = cx.now.since(work.running.unwrap_or(work.started)) as f64 / part.award.work_ms.max(1) as f64;
                 self.pace += (took - self.pace) * PACE_WEIGHT;
                 let usage = status.usage.unwrap_or_default();
                 self.keep(cx, lease, n, Kept::Done { by: None, outputs: status.outputs, usage });
@@ -88,11 +94,14 @@ impl Contractor {
                 self.keep(cx, lease, n, Kept::Failed(lost));
             }
             "unknown" => {
-                work.runs += 1;
+                (work.runs, work.running) = (work.runs + 1, None);
                 run(cx, lease, n);
             }
             _ => {
                 let loaded = work.outputs.len() != status.outputs.len();
+                if status.state == "running" {
+                    work.running.get_or_insert(cx.now);
+                }
                 (work.state, work.bytes, work.percent) = (status.state, status.bytes, status.percent);
                 work.outputs = status.outputs;
                 self.news(lease, loaded);
@@ -243,6 +252,14 @@ impl Contractor {
     pub fn take_excess(&mut self) -> Vec<(LeaseId, Vec<u32>)> {
         std::mem::take(&mut self.excess)
     }
+}
+
+/// Parts of other domains that are not started.
+pub(super) fn foreign_waiting<'a>(book: &'a Book, me: &'a DomainId) -> impl Iterator<Item = (LeaseId, u32)> + 'a {
+    book.taken.iter().filter(move |(_, t)| t.terms.from != *me).flat_map(|(id, t)| {
+        let waiting = t.parts.iter().filter(|(_, p)| p.state == TakenState::Waiting);
+        waiting.map(|(n, _)| (id.clone(), *n))
+    })
 }
 
 /// Parts taken, in that state: lease, number, attempt.

@@ -53,11 +53,13 @@ fn run(seed: u64) -> [u64; 9] {
     let (crash, task_failure) = (world.rng.below(3), world.rng.below(8));
     world.faults = Faults { loss, repeat, delay_ms, crash, task_failure };
     let agreements_small = world.rng.chance(40);
+    let tasks_per_slot = 1 + world.rng.below(3) as u32;
     for name in &names {
         if agreements_small {
             let agreements = &mut world.node(&name.0).config.agreements;
             (agreements.waves_soon, agreements.waves_max) = (1, 4);
         }
+        world.node(&name.0).config.agreements.tasks_per_slot = tasks_per_slot;
         // Short enough that leases are lost within a run.
         let timers = &mut world.node(&name.0).config.timers;
         (timers.lease_ttl_ms, timers.detach_grace_ms) = (20_000, 20_000);

@@ -60,6 +60,8 @@ pub enum Habit {
     Idle,
     /// Fails every task.
     BlackHole,
+    /// Answers nothing but errors.
+    Unavailable,
 }
 
 pub struct Node {
@@ -357,9 +359,10 @@ impl World {
                 }
                 self.sent.push((who.clone(), to.clone(), verb(&envelope.body)));
                 let (id, from) = (envelope.id.clone(), to.clone());
-                let lost = Input::Answer { id, from, result: Err(Lost::Timeout) };
-                self.later(timeout_ms, who, Packet::Input(Box::new(lost)));
-                if (self.filter)(who, &to, &envelope.body, false) {
+                let unavailable = self.nodes.get(&to).is_some_and(|n| n.habit == Habit::Unavailable);
+                let (wait, lost) = if unavailable { (1, Lost::Unreachable) } else { (timeout_ms, Lost::Timeout) };
+                self.later(wait, who, Packet::Input(Box::new(Input::Answer { id, from, result: Err(lost) })));
+                if !unavailable && (self.filter)(who, &to, &envelope.body, false) {
                     self.transmit(who, &to, Input::Request(who.clone(), envelope));
                 }
             }
@@ -404,7 +407,7 @@ impl World {
             Habit::BlackHole => failed("internal", "black-hole"),
             _ if fails => failed("internal", "encoder-failed"),
             Habit::WrongHash => status("done", vec![output(&key, "wrong")]),
-            Habit::Honest => status("done", vec![output(&key, "right")]),
+            Habit::Honest | Habit::Unavailable => status("done", vec![output(&key, "right")]),
         };
         node.outcome.insert(key.clone(), outcome);
         let wait = until.since(self.now);
