@@ -134,6 +134,7 @@ impl Coordinator {
             self.step(Input::CancelJob { job: job.clone(), reason: "cancelled by its owner".into() })?;
             self.journal_job(JobEvent::Ended { id: job.clone(), at: now(), cancelled: true, error: None })?;
             self.release_target(&job);
+            self.tell_owner(&job);
         }
         let document = self.document(&job).unwrap_or_default();
         Ok(Answer::new(&document, shell::describe_job(&document)))

@@ -294,7 +294,7 @@ impl Coordinator {
     }
 
     /// In private, because the addresses are nobody else's business.
-    fn tell_owner(&self, id: &JobId) {
+    pub(super) fn tell_owner(&self, id: &JobId) {
         let Some(document) = self.document(id) else { return };
         // After a restart the full JID is not known any more; the account is.
         let to = match self.owners.get(id) {

@@ -31,8 +31,8 @@ const list = (answer, name) => (Array.isArray(answer) ? answer : answer?.[name] 
 
 function domainsTable(domains) {
   if (!domains.length) return make("p", { className: "quiet" }, "No domain has joined the Federation room yet.");
-  const columns = [["domain", "Domain"], ["health", "Health"], ["slots_free", "Free slots"], ["slots", "Slots"], ["price", "Price of a part"], ["region", "Region"], ["kinds", "Job kinds"], ["version", "Version"]];
-  const cell = (domain, key) => String((key === "domain" ? domain.domain ?? domain.name : domain[key]) ?? "–");
+  const columns = [["name", "Domain"], ["health", "Health"], ["slots_free", "Free slots"], ["slots", "Slots"], ["price", "Price of a part"], ["version", "Version"], ["marks", "Held against it"]];
+  const cell = (domain, key) => (key === "name" && domain.home ? `${domain.name} (home)` : [domain[key]].flat().join(", "));
   return make(
     "table", {},
     make("thead", {}, make("tr", {}, ...columns.map(([, title]) => make("th", { scope: "col" }, title)))),
@@ -76,7 +76,8 @@ function jobCard(job) {
   return make(
     "article", {},
     make("h3", {}, `${job.id} · ${job.kind ?? "job"} · ${job.state}`),
-    job.reason ? make("p", {}, String(job.reason)) : null,
+    make("div", { className: "quiet" }, `${job.source} → ${job.target}, for ${job.owner}`),
+    job.error ? make("p", { className: "error" }, [job.error.code, job.error.message, job.error.hint].filter(Boolean).join(" · ")) : null,
     make("div", { className: "quiet" }, `${done} of ${parts.length} parts are there`),
     make("div", { className: "strip" }, ...parts.map(partCell)),
     make("div", {}, ...domains.map(key)),

@@ -105,7 +105,11 @@ pub(super) fn read(text: &str) -> Result<Element, JobError> {
             Event::Eof if open.is_empty() => break,
             Event::Eof => {
                 let name = open.last().map_or("", |e| e.name.as_str());
-                return Err(at.error("malformed", format!("<{name}> is not closed"), "add the end tag"));
+                return Err(at.error(
+                    "malformed",
+                    format!("<{name}> is not closed"),
+                    "add the end tag; if your client sends each line by itself, write the job in one line",
+                ));
             }
         }
     }

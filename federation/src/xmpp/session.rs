@@ -161,3 +161,6 @@ fn is_final(error: &AuthError) -> bool {
 fn jitter(d: Duration) -> Duration {
     d.mul_f64(0.5 + f64::from(uuid::Uuid::new_v4().as_fields().2) / f64::from(u16::MAX))
 }
+
+#[cfg(test)]
+mod tests;
