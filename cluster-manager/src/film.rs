@@ -10,6 +10,7 @@ use bytes::Bytes;
 use federation::job::{self, Job};
 use federation::message::{Output, PartCall};
 use futures::future::try_join_all;
+use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use storage::error::{Reason, StoreError};
@@ -29,6 +30,8 @@ use crate::view::ErrorDoc;
 const OBJECT_BYTES_MAX: u64 = 1 << 30;
 /// More objects than a job's orders and sound pieces can be.
 const LIST_MAX: usize = 100_000;
+/// Objects deleted at the same time.
+const DELETES_AT_ONCE: usize = 16;
 /// Marks the target prefix as one job's.
 const CLAIM: &str = "starling.json";
 const AUDIO_BIT_RATE: u32 = 128_000;
@@ -173,9 +176,18 @@ impl FilmJob {
         }
     }
 
-    /// After a job that ended without a result: the target may be used again.
-    pub async fn release(&self, store: &Store) -> Result<(), StoreError> {
-        self.tidy(store).await?;
+    /// After a job that ended without a result: nothing that it wrote is left, and the target may be used again.
+    pub async fn release(
+        &self,
+        store: &Store,
+        prepared: &Prepared,
+        attempts: &BTreeMap<u32, u32>,
+        verified: &BTreeMap<u32, Verified>,
+    ) -> Result<(), StoreError> {
+        for document in self.results(prepared, verified).unwrap_or_default() {
+            store.delete(&self.target.join(&document.key)?).await?;
+        }
+        self.tidy(store, prepared, attempts, &BTreeMap::new()).await?;
         store.delete(&self.target.join(CLAIM)?).await
     }
 
@@ -286,10 +298,7 @@ impl FilmJob {
         outputs: &[Output],
     ) -> Result<Verified, String> {
         let planned = prepared.plan.parts.get(part as usize);
-        let expected: Vec<String> = match planned {
-            Some(_) => self.job.renditions.iter().map(|r| video_name(r, part, attempt)).collect(),
-            None => vec![audio_name(attempt)],
-        };
+        let expected = self.names(planned.is_some(), part, attempt);
         let mut objects = Vec::new();
         for name in expected {
             let place = self.target.join(&name).map_err(|e| e.to_string())?;
@@ -332,12 +341,37 @@ impl FilmJob {
             .map_err(|e| FilmFailure::new(e.code(), e.to_string(), "all domains must run the same encoder build"))
     }
 
-    /// Removes the orders and the raw sound; what is left is the result.
-    pub async fn tidy(&self, store: &Store) -> Result<(), StoreError> {
-        for object in store.list(&self.target.join(&format!(".starling/{}/", self.id))?, LIST_MAX).await? {
-            store.delete(&ObjectPath::new(self.target.bucket(), &object.key)?).await?;
+    /// Objects of the result that one attempt of one part writes.
+    fn names(&self, video: bool, part: u32, attempt: u32) -> Vec<String> {
+        match video {
+            true => self.job.renditions.iter().map(|r| video_name(r, part, attempt)).collect(),
+            false => vec![audio_name(attempt)],
         }
-        Ok(())
+    }
+
+    /// Removes the orders, the raw sound, and the objects of all attempts but those that count; what is left is the result.
+    /// `attempts`: how often each part was awarded. By name, so that nothing of anybody else is touched.
+    pub async fn tidy(
+        &self,
+        store: &Store,
+        prepared: &Prepared,
+        attempts: &BTreeMap<u32, u32>,
+        keep: &BTreeMap<u32, Verified>,
+    ) -> Result<(), StoreError> {
+        let mut places = Vec::new();
+        for object in store.list(&self.target.join(&format!(".starling/{}/", self.id))?, LIST_MAX).await? {
+            places.push(ObjectPath::new(self.target.bucket(), &object.key)?);
+        }
+        for (part, awards) in attempts {
+            let kept = |name: &String| keep.get(part).is_some_and(|v| v.objects.iter().any(|o| o.key == *name));
+            let video = (*part as usize) < prepared.plan.parts.len();
+            let names = (1..=*awards).flat_map(|attempt| self.names(video, *part, attempt));
+            for name in names.filter(|name| !kept(name)) {
+                places.push(self.target.join(&name)?);
+            }
+        }
+        let delete = |place: ObjectPath| async move { store.delete(&place).await };
+        stream::iter(places).map(Ok).try_for_each_concurrent(DELETES_AT_ONCE, delete).await
     }
 
     fn film(&self, prepared: &Prepared, verified: &BTreeMap<u32, Verified>) -> results::Film {

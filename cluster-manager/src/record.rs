@@ -32,7 +32,8 @@ pub enum JobEvent {
         at: Millis,
         prepared: Box<Prepared>,
     },
-    /// The sound packets of a part are in the store; a later attempt's replace them.
+    /// The sound packets of a part are in the store; another attempt's replace them: a later one's, or those of one that
+    /// was given up and has delivered after all.
     Loaded {
         id: JobId,
         part: u32,

@@ -61,6 +61,8 @@ pub struct Part {
     pub failures: u32,
     /// Domains that failed at it.
     pub avoid: BTreeSet<DomainId>,
+    /// Those of them that blame the source: nobody would do better.
+    pub accusers: BTreeSet<DomainId>,
     pub last_failure: Option<Failure>,
     /// Sound packets and the like that were there before the end.
     pub loaded: Option<(u32, Vec<Output>)>,
@@ -156,8 +158,17 @@ const OFFERS_MAX: usize = 1024;
 
 impl Part {
     fn new(call: PartCall) -> Self {
-        let (state, avoid) = (PartState::Open, BTreeSet::new());
-        Self { call, state, attempt: 0, failures: 0, avoid, last_failure: None, loaded: None, result: None }
+        Self {
+            call,
+            state: PartState::Open,
+            attempt: 0,
+            failures: 0,
+            avoid: BTreeSet::new(),
+            accusers: BTreeSet::new(),
+            last_failure: None,
+            loaded: None,
+            result: None,
+        }
     }
 
     /// The lease that has a claim on it and has not delivered.
@@ -229,27 +240,29 @@ impl Book {
             }
             Event::Fetching { at, job } => self.time(job, |t| t.first_fetch = t.first_fetch.or(Some(*at))),
             Event::Loaded { job, part, attempt, outputs, .. } => {
-                if let Some(p) = self.part(job, *part).filter(|p| p.attempt == *attempt) {
+                let result_of = |p: &Part| p.result.as_ref().is_some_and(|r| r.attempt == *attempt);
+                if let Some(p) = self.part(job, *part).filter(|p| p.attempt == *attempt || result_of(p)) {
                     p.loaded = Some((*attempt, outputs.clone()));
                 }
             }
             Event::Uploaded { at, lease, part, attempt, by, outputs, usage } => {
-                let Some((job, domain, price)) =
-                    self.leases.get(lease).map(|l| (l.job.clone(), l.domain.clone(), l.price))
-                else {
-                    return;
-                };
-                let (by, outputs, usage) = (by.clone(), outputs.clone(), usage.clone());
+                let Some((job, result)) = self.result(*at, lease, *attempt, by, outputs, usage) else { return };
                 if let Some(p) = self.part(&job, *part).filter(|p| p.live() == Some(lease)) {
                     p.state = PartState::Uploaded(lease.clone());
-                    p.result = Some(PartResult { attempt: *attempt, domain, by, price, outputs, usage, at: *at });
+                    p.result = Some(result);
                 }
-                self.time(&job, |t| {
-                    t.first_upload = t.first_upload.or(Some(*at));
-                    t.last_upload = Some(*at);
-                });
+                self.uploaded(*at, &job);
             }
             Event::Verified { at, job, part, attempt } => self.verified(*at, job, *part, *attempt),
+            Event::Adopted { at, lease, part, attempt, by, outputs, usage } => {
+                let Some((job, result)) = self.result(*at, lease, *attempt, by, outputs, usage) else { return };
+                let open = |p: &&mut Part| p.state == PartState::Open || p.live().is_some();
+                if let Some(p) = self.part(&job, *part).filter(open) {
+                    p.result = Some(result);
+                    self.uploaded(*at, &job);
+                    self.verified(*at, &job, *part, *attempt);
+                }
+            }
             Event::Failed { lease, part, failure, .. } => self.failed(lease, *part, failure),
             Event::Returned { lease, parts, reason, .. } => {
                 for part in parts {
@@ -355,15 +368,37 @@ impl Book {
         self.time(&job, |t| t.first_commit = t.first_commit.or(Some(at)));
     }
 
+    fn result(
+        &self,
+        at: Millis,
+        lease: &LeaseId,
+        attempt: u32,
+        by: &DomainId,
+        outputs: &[Output],
+        usage: &Usage,
+    ) -> Option<(JobId, PartResult)> {
+        let Lease { job, domain, price, .. } = self.leases.get(lease)?;
+        let (by, outputs, usage) = (by.clone(), outputs.to_vec(), usage.clone());
+        Some((job.clone(), PartResult { attempt, domain: domain.clone(), by, price: *price, outputs, usage, at }))
+    }
+
+    fn uploaded(&mut self, at: Millis, job: &JobId) {
+        self.time(job, |t| {
+            t.first_upload = t.first_upload.or(Some(at));
+            t.last_upload = Some(at);
+        });
+    }
+
     fn verified(&mut self, at: Millis, job: &JobId, part: u32, attempt: u32) {
-        let Some(p) = self.part(job, part).filter(|p| p.attempt == attempt && p.result.is_some()) else { return };
+        let Some(p) = self.part(job, part) else { return };
+        let Some(result) = p.result.as_ref().filter(|r| r.attempt == attempt) else { return };
+        let domain = result.domain.clone();
         p.state = PartState::Verified;
-        let domain = p.result.as_ref().map(|r| r.domain.clone());
-        if let Some(domain) = domain {
-            let record = self.marks.entry(domain).or_default();
-            record.verified += 1;
-            record.failures_in_row = 0;
-        }
+        let wrong: Vec<_> = p.accusers.iter().filter(|d| **d != domain).cloned().collect();
+        wrong.into_iter().for_each(|accuser| self.count_failure(accuser));
+        let record = self.marks.entry(domain).or_default();
+        record.verified += 1;
+        record.failures_in_row = 0;
         self.time(job, |t| t.last_verified = Some(at));
     }
 
@@ -373,14 +408,21 @@ impl Book {
         if let Some(p) = self.part(&job, part) {
             p.failures += 1;
             p.avoid.insert(domain.clone());
+            if failure.blames_source() {
+                p.accusers.insert(domain.clone());
+            }
             p.last_failure = Some(failure.clone());
         }
-        // What is wrong with the source says nothing about the domain.
-        if failure.retryable {
-            let record = self.marks.entry(domain).or_default();
-            record.failures += 1;
-            record.failures_in_row += 1;
+        // What is wrong with the source says nothing about the domain, unless another finds it right.
+        if !failure.blames_source() {
+            self.count_failure(domain);
         }
+    }
+
+    fn count_failure(&mut self, domain: DomainId) {
+        let record = self.marks.entry(domain).or_default();
+        record.failures += 1;
+        record.failures_in_row += 1;
     }
 
     /// Ends the claim of `lease` on a part. What was sold on is not tried again here once work may have started.

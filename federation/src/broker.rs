@@ -4,13 +4,14 @@
 //! `awarded → committed → confirmed → over`. Work may have started from `committed` on, so from there a part comes free only
 //! when the domain itself says so, or after its lease and the grace have passed in silence.
 
+mod late;
 mod lease;
 mod round;
 mod sale;
 
 use std::collections::BTreeMap;
 
-use crate::book::{Book, PartState, Stage};
+use crate::book::{Book, PartResult, PartState, Stage};
 use crate::cluster::Failure;
 use crate::cx::{About, Cx, Frame};
 use crate::domain::{DomainConfig, Lost, Output};
@@ -18,11 +19,14 @@ use crate::event::{End, Event, Mark, Terms};
 use crate::id::{DomainId, JobId, LeaseId, Millis};
 use crate::message::{Ack, Ad, Body, Envelope, PartCall, PartProgress, Stale};
 
+use late::Late;
 use lease::Watch;
 use round::{NextCall, Round};
 
 /// A part is tried this often in all.
 pub(crate) const TRIES_MAX: u32 = 3;
+/// Domains that must blame the source before a job fails for it.
+const OPINIONS: usize = 2;
 /// Failures in a row that make a domain a black hole; unanswered calls in a row that make it suspect.
 const ROW_MAX: u32 = 3;
 const DISHONEST_FACTOR: u64 = 10;
@@ -39,6 +43,8 @@ pub(crate) struct Broker {
     progress: BTreeMap<(JobId, u32), PartProgress>,
     /// Calls in a row that a domain has not answered, or with an error.
     unanswered: BTreeMap<DomainId, u32>,
+    /// Results of attempts that were given up, while they are looked at.
+    late: BTreeMap<(JobId, u32, u32), Late>,
 }
 
 impl Broker {
@@ -99,6 +105,7 @@ impl Broker {
         cx.record(Event::Closed { at: cx.now, job: job.clone(), end });
         self.next_call.remove(job);
         self.progress.retain(|(j, _), _| j != job);
+        self.late.retain(|(j, _, _), _| j != job);
         self.drop_round(cx, job);
         self.farewell(cx, job);
         true
@@ -134,16 +141,15 @@ impl Broker {
 
     pub fn checked(&mut self, cx: &mut Cx, job: &JobId, part: u32, attempt: u32, result: Result<(), String>) {
         let Some(record) = cx.book.jobs.get(job).filter(|j| j.is_open()) else { return };
+        if let Some(late) = self.late.remove(&(job.clone(), part, attempt)) {
+            return self.adopt(cx, job, part, late, result);
+        }
         let Some(p) = record.parts.get(&part).filter(|p| p.attempt == attempt) else { return };
         let (PartState::Uploaded(lease), Some(done)) = (p.state.clone(), p.result.clone()) else { return };
         match result {
             Ok(()) => {
                 cx.record(Event::Verified { at: cx.now, job: job.clone(), part, attempt });
-                let (job, domain, by) = (job.clone(), done.domain, done.by);
-                let (outputs, usage) = (done.outputs, done.usage);
-                cx.out.push(Output::PartVerified { job: job.clone(), part, attempt, domain, by, outputs, usage });
-                self.something_freed();
-                self.tell_if_all(cx, &job);
+                self.verified(cx, job, part, done);
             }
             Err(what) => {
                 let (class, code) = ("internal".into(), "wrong-hash".into());
@@ -152,6 +158,19 @@ impl Broker {
                 self.part_failed(cx, &lease, part, attempt, failure);
             }
         }
+    }
+
+    /// A part has its result for good.
+    fn verified(&mut self, cx: &mut Cx, job: &JobId, part: u32, result: PartResult) {
+        let PartResult { attempt, domain, by, outputs, usage, .. } = result;
+        self.progress.remove(&(job.clone(), part));
+        cx.out.push(Output::PartVerified { job: job.clone(), part, attempt, domain, by, outputs, usage });
+        let accusers = cx.book.jobs.get(job).and_then(|j| j.parts.get(&part)).map(|p| p.accusers.clone());
+        for accuser in accusers.unwrap_or_default() {
+            self.mark_black_hole(cx, &accuser);
+        }
+        self.something_freed();
+        self.tell_if_all(cx, job);
     }
 
     fn tell_if_all(&self, cx: &mut Cx, job: &JobId) {
@@ -165,20 +184,25 @@ impl Broker {
         let Some((job, domain)) = cx.book.leases.get(lease).map(|l| (l.job.clone(), l.domain.clone())) else { return };
         cx.record(Event::Failed { at: cx.now, lease: lease.clone(), part, attempt, failure });
         self.progress.remove(&(job.clone(), part));
-        if cx.book.marks.get(&domain).is_some_and(|r| r.failures_in_row >= ROW_MAX) {
-            self.mark(cx, &domain, Mark::BlackHole);
-        }
+        self.mark_black_hole(cx, &domain);
         self.judge(cx, &job);
         self.call_soon(cx.now, &job);
     }
 
-    /// Fails a job that has a hopeless part. What is sold on is not judged here.
+    fn mark_black_hole(&mut self, cx: &mut Cx, domain: &DomainId) {
+        if cx.book.marks.get(domain).is_some_and(|r| r.failures_in_row >= ROW_MAX) {
+            self.mark(cx, domain, Mark::BlackHole);
+        }
+    }
+
+    /// Fails a job that has a hopeless part. What is sold on is not judged here. That the source is to blame must be said by two
+    /// domains or by the own cluster: one alone may be mistaken, or lie.
     fn judge(&mut self, cx: &mut Cx, job: &JobId) {
         let Some(record) = cx.book.jobs.get(job).filter(|j| j.is_open() && j.terms.parent.is_none()) else { return };
         let hopeless = record.parts.iter().find_map(|(n, p)| {
             let last = p.last_failure.as_ref().filter(|_| p.state == PartState::Open)?;
-            let final_ = !last.retryable || matches!(last.class.as_str(), "input" | "data");
-            (final_ || p.failures >= TRIES_MAX).then(|| (*n, p.failures, last.clone()))
+            let agreed = p.accusers.len() >= OPINIONS || p.accusers.contains(&cx.config.me);
+            (agreed || p.failures >= TRIES_MAX).then(|| (*n, p.failures, last.clone()))
         });
         if let Some((n, tries, last)) = hopeless {
             let message = format!("part {n} failed after {tries} tries: {}", last.log);

@@ -99,3 +99,10 @@ pub struct Failure {
     #[xml(text)]
     pub log: String,
 }
+
+impl Failure {
+    /// Whether it says that the same would happen everywhere.
+    pub fn blames_source(&self) -> bool {
+        !self.retryable || matches!(self.class.as_str(), "input" | "data")
+    }
+}

@@ -105,6 +105,16 @@ pub enum Event {
         part: u32,
         attempt: u32,
     },
+    /// The result of an attempt that had been given up came after all and is right.
+    Adopted {
+        at: Millis,
+        lease: LeaseId,
+        part: u32,
+        attempt: u32,
+        by: DomainId,
+        outputs: Vec<Output>,
+        usage: Usage,
+    },
     /// A try that counts.
     Failed {
         at: Millis,

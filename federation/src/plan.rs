@@ -10,11 +10,13 @@ use crate::book::Part;
 use crate::id::DomainId;
 use crate::message::Bid;
 
-/// Parts by bidder; nobody gets more than it bid for, and all together cost no more than `budget_left`.
+/// Parts by bidder; nobody gets more than it bid for, and all together cost no more than `budget_left`. Who blames the source
+/// for a part gets it again only `in_need`, when nobody else has come forward for a while.
 pub fn assign(
     parts: &[(u32, &Part)],
     bids: &BTreeMap<DomainId, Bid>,
     budget_left: Option<f64>,
+    in_need: bool,
 ) -> BTreeMap<DomainId, Vec<u32>> {
     let mut purse = budget_left.unwrap_or(f64::INFINITY);
     let mut given: BTreeMap<DomainId, Vec<u32>> = BTreeMap::new();
@@ -23,7 +25,8 @@ pub fn assign(
 
     for (n, part) in burnt {
         let others = best(bids, &count, purse, |d| !part.avoid.contains(d));
-        if let Some((domain, bid)) = others.or_else(|| best(bids, &count, purse, |_| true)) {
+        let any = || best(bids, &count, purse, |d| in_need || !part.accusers.contains(d));
+        if let Some((domain, bid)) = others.or_else(any) {
             *count.entry(domain).or_default() += 1;
             purse -= bid.price;
             given.entry(domain.clone()).or_default().push(n);
@@ -92,6 +95,7 @@ mod tests {
             attempt: 0,
             failures: 0,
             avoid: Default::default(),
+            accusers: Default::default(),
             last_failure: None,
             loaded: None,
             result: None,
@@ -102,7 +106,7 @@ mod tests {
     fn run(parts: &[Part], bids: &[(&str, Bid)], budget: Option<f64>) -> Vec<(String, Vec<u32>)> {
         let numbered: Vec<_> = parts.iter().map(|p| (p.call.part, p)).collect();
         let bids = bids.iter().map(|(d, b)| (DomainId::from(*d), b.clone())).collect();
-        assign(&numbered, &bids, budget).into_iter().map(|(d, p)| (d.0, p)).collect()
+        assign(&numbered, &bids, budget, false).into_iter().map(|(d, p)| (d.0, p)).collect()
     }
 
     #[test]
@@ -133,5 +137,7 @@ mod tests {
         let both = [("a", bid(8, 2, 1.0, 10)), ("b", bid(8, 2, 1.0, 10_000))];
         assert_eq!(run(&all, &both, None), [("a".to_owned(), vec![1]), ("b".to_owned(), vec![0])]);
         assert_eq!(run(&all, &both[..1], None), [("a".to_owned(), vec![0, 1])]);
+        all[0].accusers.insert("a".into());
+        assert_eq!(run(&all, &both[..1], None), [("a".to_owned(), vec![1])], "it has had its say");
     }
 }

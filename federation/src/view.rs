@@ -216,7 +216,7 @@ impl Domain {
             step: said.map(|s| s.state.clone()),
             domain: result.map(|r| r.domain.clone()).or(holder.clone()),
             by: result.map(|r| r.by.clone()).or_else(|| said.and_then(|s| s.by.clone())).or(holder),
-            attempt: part.attempt,
+            attempt: result.map_or(part.attempt, |r| r.attempt),
             failures: part.failures,
             last_failure: part.last_failure.as_ref().map(|f| f.code.clone()),
             percent: if result.is_some() { 100.0 } else { said.map_or(0.0, |s| s.percent) },

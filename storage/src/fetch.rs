@@ -113,7 +113,9 @@ impl Fetcher {
         self.options.retry.run(&AtomicU64::new(0), get).await
     }
 
-    /// Uploads a file by a presigned PUT. The content type must be the one that was signed, if one was.
+    /// Uploads a file by a presigned PUT, once: what is there already is left as it is, and that is no error. It is an earlier
+    /// try whose answer was lost, or whoever reads the object back will find that it is not what was said. The content type must
+    /// be the one that was signed, if one was.
     pub async fn put(&self, url: &str, path: &Path, content_type: &str) -> Result<(), FetchError> {
         let body = || async move {
             let disk = |error: std::io::Error| FetchError::new(Reason::LocalFile, "read", path.display(), error);
@@ -141,8 +143,13 @@ impl Fetcher {
                 Duration::from_millis(self.options.read_timeout_ms) + Duration::from_secs(size / UPLOAD_RATE_MIN);
             let request = self.uploads.put(url).timeout(timeout);
             let request = request.header(header::CONTENT_TYPE, content_type).header(header::CONTENT_LENGTH, size);
+            // Signed with the URL: see `Store::presign_put`.
+            let request = request.header(header::IF_NONE_MATCH, "*");
             let sent = request.body(body).send().await.map_err(|error| lost(error, "put", url))?;
-            checked(sent, "put", url, true).map(drop)
+            match checked(sent, "put", url, true) {
+                Err(error) if error.reason == Reason::Exists => Ok(()),
+                answer => answer.map(drop),
+            }
         };
         self.options.retry.run(&AtomicU64::new(0), put).await
     }

@@ -254,14 +254,16 @@ impl Store {
         Ok(signed.uri().to_owned())
     }
 
-    /// A URL by which anyone can write this object for `ttl`. With a content type, the writer must send the same.
+    /// A URL by which anyone can write this object once within `ttl`, and nobody can overwrite it: `If-None-Match: *` is signed,
+    /// so the writer must send it, and the store refuses (412) when the object exists. With a content type, the writer must
+    /// send the same. A store that ignores the precondition lets its last writer win until `ttl` is over.
     pub async fn presign_put(
         &self,
         path: &ObjectPath,
         ttl: Duration,
         content_type: Option<&str>,
     ) -> Result<String, StoreError> {
-        let request = self.presigner.put_object().bucket(path.bucket()).key(path.key());
+        let request = self.presigner.put_object().bucket(path.bucket()).key(path.key()).if_none_match("*");
         let request = request.set_content_type(content_type.map(str::to_owned));
         let signed =
             request.presigned(expiry(ttl, path)?).await.map_err(|error| failure(&error, "presign", path, true))?;

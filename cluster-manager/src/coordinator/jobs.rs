@@ -156,7 +156,7 @@ impl Coordinator {
     pub(super) fn note(&mut self, output: &Output) -> Option<JobEvent> {
         match output {
             Output::Loaded { job, part, attempt, outputs } => {
-                let known = self.records.get(job)?.pieces.get(part).is_some_and(|piece| piece.attempt >= *attempt);
+                let known = self.records.get(job)?.pieces.get(part).is_some_and(|piece| piece.attempt == *attempt);
                 let object = outputs.first().filter(|_| !known)?.clone();
                 let domain = self.domain.job(job)?.parts.into_iter().find(|p| p.n == *part)?.domain?;
                 let piece = Piece { attempt: *attempt, domain, object };
@@ -228,15 +228,15 @@ impl Coordinator {
         let Some(record) = self.records.get(id).filter(|r| r.ended.is_none() && !r.verified.is_empty()) else { return };
         let (Some((_, prepared)), Some(store)) = (record.prepared.clone(), self.store_of(id).cloned()) else { return };
         let (film, verified, complete) = (record.film.clone(), record.verified.clone(), record.is_complete());
-        let (job, done) = (id.clone(), self.done.0.clone());
+        let (job, done, attempts) = (id.clone(), self.done.0.clone(), self.attempts(id));
         self.publishing.insert(id.clone(), false);
         self.spawn("publish", async move {
             let mut result = film.publish(&store, &prepared, &verified).await;
             if complete
                 && result.is_ok()
-                && let Err(error) = film.tidy(&store).await
+                && let Err(error) = film.tidy(&store, &prepared, &attempts, &verified).await
             {
-                warn!(job = %job, %error, "orders and raw sound could not be removed");
+                warn!(job = %job, %error, "orders, raw sound and lost attempts could not be removed");
                 result = Ok(());
             }
             let _ = done.send(Done::Published { job, complete, result }).await; // fails only when we are leaving
@@ -281,13 +281,19 @@ impl Coordinator {
         Ok(())
     }
 
+    /// How often each part was awarded.
+    fn attempts(&self, id: &JobId) -> BTreeMap<u32, u32> {
+        let job = self.domain.book().jobs.get(id);
+        job.map(|job| job.parts.iter().map(|(n, part)| (*n, part.attempt)).collect()).unwrap_or_default()
+    }
+
     /// A job that has no result leaves its target free.
     pub(super) fn release_target(&self, id: &JobId) {
-        let Some(record) = self.records.get(id).filter(|r| r.prepared.is_some()) else { return };
-        let Some(store) = self.store_of(id).cloned() else { return };
-        let film = record.film.clone();
+        let Some(record) = self.records.get(id) else { return };
+        let (Some((_, prepared)), Some(store)) = (record.prepared.clone(), self.store_of(id).cloned()) else { return };
+        let (film, verified, attempts) = (record.film.clone(), record.verified.clone(), self.attempts(id));
         self.spawn("release", async move {
-            if let Err(error) = film.release(&store).await {
+            if let Err(error) = film.release(&store, &prepared, &attempts, &verified).await {
                 warn!(%error, "the target could not be tidied");
             }
         });

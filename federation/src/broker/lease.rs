@@ -1,7 +1,7 @@
 //! A lease after its award: accept, commit, renewals, results, silence, and its end.
 
 use super::{Broker, frame, is_live, stale};
-use crate::book::{Book, Lease, Stage};
+use crate::book::{Book, Lease, Part, Stage};
 use crate::cx::{About, Cx, contract};
 use crate::domain::{DomainConfig, Lost, Output};
 use crate::event::{Event, Mark};
@@ -220,7 +220,7 @@ impl Broker {
             let part = cx.book.jobs.get(&job).and_then(|j| j.parts.get(&done.part));
             let known = part.and_then(|p| p.result.as_ref());
             let same = known.is_some_and(|r| r.attempt == done.attempt && r.domain == domain);
-            return if same { Body::Ack(Ack {}) } else { stale("attempt") };
+            return if same || self.take_late(cx, id, done) { Body::Ack(Ack {}) } else { stale("attempt") };
         }
         let (at, part, attempt, usage) = (cx.now, done.part, done.attempt, done.usage.clone());
         let (by, outputs) = (done.by.clone().unwrap_or(domain), done.outputs.clone());
@@ -363,11 +363,12 @@ impl Broker {
     }
 }
 
-/// Takes up a part's first objects, once.
-fn loaded(cx: &mut Cx, job: &JobId, part: u32, attempt: u32, outputs: &[message::Output]) {
+/// Takes up a part's first objects, once for each attempt.
+pub(super) fn loaded(cx: &mut Cx, job: &JobId, part: u32, attempt: u32, outputs: &[message::Output]) {
     let Some(record) = cx.book.jobs.get(job) else { return };
     let own = record.terms.parent.is_none();
-    if outputs.is_empty() || record.parts.get(&part).is_none_or(|p| p.loaded.is_some()) {
+    let known = |p: &Part| p.loaded.as_ref().is_some_and(|(of, _)| *of == attempt);
+    if outputs.is_empty() || record.parts.get(&part).is_none_or(known) {
         return;
     }
     let (job, outputs) = (job.clone(), outputs.to_vec());

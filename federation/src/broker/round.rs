@@ -14,6 +14,9 @@ use crate::plan;
 /// Parts called out in one round at most; the rest follows when these have their place.
 const CALL_MAX: usize = 1_000;
 
+/// Calls in a row without a change after which a part goes even to who has blamed the source for it.
+const NEED_CALLS: u32 = 3;
+
 pub(super) struct Round {
     id: u64,
     called_at: Millis,
@@ -195,7 +198,8 @@ impl Broker {
         let too_dear = bids.values().filter(|b| budget_left.is_some_and(|left| b.price > left)).count();
         let poor =
             too_dear == bids.len() && too_dear + round.dear as usize > 0 && round.unable == 0 && !open.is_empty();
-        let shares = plan::assign(&open, &bids, budget_left);
+        let in_need = self.next_call.get(job).is_some_and(|c| c.empty >= NEED_CALLS);
+        let shares = plan::assign(&open, &bids, budget_left, in_need);
         for (domain, parts) in shares {
             if let Some(held) = round.bids.remove(&domain) {
                 self.award(cx, job, &domain, held.bid, &parts);

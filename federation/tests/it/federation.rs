@@ -17,7 +17,7 @@ fn whatever_goes_wrong_the_invariants_hold_and_every_job_ends() {
         Some(seed) => vec![seed],
         None => (0..number("STARLING_RUNS").unwrap_or(60)).collect(),
     };
-    let mut sum = [0; 9];
+    let mut sum = [0; 10];
     for seed in &seeds {
         let told = Told(*seed);
         let seen = run(*seed);
@@ -26,14 +26,15 @@ fn whatever_goes_wrong_the_invariants_hold_and_every_job_ends() {
             *a += b;
         }
     }
-    let [inputs, events, commits, lost, failed, sold, crashes, replays, done] = sum;
+    let [inputs, events, commits, lost, adopted, failed, sold, crashes, replays, done] = sum;
     eprintln!(
-        "{} runs: {inputs} inputs, {events} events, {commits} commits, {lost} leases lost, {failed} parts failed, \
+        "{} runs: {inputs} inputs, {events} events, {commits} commits, {lost} leases lost, {adopted} late results adopted, {failed} parts failed, \
          {sold} sales, {crashes} crashes, {replays} replays, {done} jobs done",
         seeds.len()
     );
     // The world must be as bad as it claims to be.
     assert!(seeds.len() < 20 || (crashes > 20 && failed > 20 && sold > 0 && lost > 0 && done > 20));
+    assert!(seeds.len() < 400 || adopted > 0);
 }
 
 /// Names the seed of a run that panics.
@@ -45,7 +46,7 @@ impl Drop for Told {
     }
 }
 
-fn run(seed: u64) -> [u64; 9] {
+fn run(seed: u64) -> [u64; 10] {
     let mut world = World::new(seed, 2 + (seed % 5) as usize);
     let names: Vec<DomainId> = world.nodes.keys().cloned().collect();
     let (loss, repeat) = (world.rng.below(30), world.rng.below(30));
@@ -53,6 +54,7 @@ fn run(seed: u64) -> [u64; 9] {
     let (crash, task_failure) = (world.rng.below(3), world.rng.below(8));
     world.faults = Faults { loss, repeat, delay_ms, crash, task_failure };
     let agreements_small = world.rng.chance(40);
+    let lease = [(20_000, 20_000), (5_000, 2_000)][world.rng.below(2) as usize];
     let tasks_per_slot = 1 + world.rng.below(3) as u32;
     for name in &names {
         if agreements_small {
@@ -62,11 +64,11 @@ fn run(seed: u64) -> [u64; 9] {
         world.node(&name.0).config.agreements.tasks_per_slot = tasks_per_slot;
         // Short enough that leases are lost within a run.
         let timers = &mut world.node(&name.0).config.timers;
-        (timers.lease_ttl_ms, timers.detach_grace_ms) = (20_000, 20_000);
+        (timers.lease_ttl_ms, timers.detach_grace_ms) = lease;
         world.crash(name);
         world.restart(name);
         if *name != d("a") && world.rng.chance(15) {
-            let habit = [Habit::WrongHash, Habit::Idle, Habit::BlackHole][world.rng.below(3) as usize];
+            let habit = [Habit::WrongHash, Habit::Idle, Habit::BlackHole, Habit::Accuser][world.rng.below(4) as usize];
             world.node(&name.0).habit = habit;
         }
     }
@@ -102,5 +104,5 @@ fn run(seed: u64) -> [u64; 9] {
     let jobs = world.nodes.values().flat_map(|n| n.domain.book().jobs.values());
     let done = jobs.filter(|j| j.terms.parent.is_none() && j.end == Some(End::Done)).count() as u64;
     let s = &world.seen;
-    [s.inputs, s.events, s.commits, s.lost, s.failed, s.sold, s.crashes, s.replays, done]
+    [s.inputs, s.events, s.commits, s.lost, s.adopted, s.failed, s.sold, s.crashes, s.replays, done]
 }

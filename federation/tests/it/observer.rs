@@ -26,6 +26,7 @@ pub struct Observer {
     pub events: u64,
     pub commits: u64,
     pub lost: u64,
+    pub adopted: u64,
     pub sold: u64,
     pub failed: u64,
     pub replays: u64,
@@ -116,6 +117,11 @@ impl World {
             Event::Verified { job, part, .. } => {
                 let key = (who.clone(), job.clone(), *part);
                 assert!(self.seen.verified.insert(key.clone()), "invariant 1: {key:?} committed twice");
+            }
+            Event::Adopted { lease, part, .. } => {
+                let key = (who.clone(), self.seen.leases[lease].job.clone(), *part);
+                assert!(self.seen.verified.insert(key.clone()), "invariant 1: {key:?} committed twice");
+                self.seen.adopted += 1;
             }
             Event::Submitted { terms, .. } if terms.parent.is_some() => self.seen.sold += 1,
             _ => {}

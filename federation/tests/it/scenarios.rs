@@ -5,7 +5,7 @@ use federation::event::{End, Event, Mark};
 use federation::id::{MessageId, Millis};
 use federation::message::{Body, Cfp, Envelope, PartDone, Usage};
 
-use crate::world::{Habit, World, calls, d, failed, j, output, verb};
+use crate::world::{Habit, World, bad_source, calls, d, j, output, verb};
 
 const HOUR: u64 = 3_600_000;
 
@@ -487,21 +487,106 @@ fn a_part_that_fails_three_times_ends_the_job_with_the_tail_of_its_log() {
     assert_eq!(ran, [1, 1, 1], "each time elsewhere");
 }
 
-#[test]
-fn what_is_wrong_with_the_source_ends_the_job_at_once_and_marks_nobody() {
-    let mut world = world();
-    world.submit("a", "film", 6);
-    assert!(world.run_until(HOUR, |w| w.seen.commits == 3));
-    let taken = world.nodes[&d("b")].domain.taken().next().unwrap();
-    let mut status = failed("input", "source-changed");
-    if let Some(failure) = &mut status.failure {
-        failure.retryable = false;
-    }
+/// Says of the first part that `who` holds that its source is bad.
+fn accuse(world: &mut World, who: &str) {
+    let taken = world.nodes[&d(who)].domain.taken().next().unwrap();
     let (lease, part, attempt) = (taken.lease, taken.parts[0].n, taken.parts[0].attempt);
-    world.input(&d("b"), Input::Task { lease, part, attempt, status });
+    world.input(&d(who), Input::Task { lease, part, attempt, status: bad_source() });
+}
+
+#[test]
+fn what_two_domains_find_wrong_with_the_source_ends_the_job_and_marks_nobody() {
+    let mut world = world();
+    for name in ["b", "c"] {
+        world.node(name).habit = Habit::Accuser;
+    }
+    world.set_slots("a", 0);
+    world.submit("a", "film", 6);
     assert!(world.run_until(HOUR, World::is_quiet), "{}", world.unfinished());
     assert!(matches!(world.end_of("a", "film"), Some(End::Failed { code, .. }) if code == "source-changed"));
-    assert_eq!(mark_of(&world, "a", "b"), None);
+    assert_eq!((mark_of(&world, "a", "b"), mark_of(&world, "a", "c")), (None, None));
+}
+
+#[test]
+fn what_the_own_cluster_finds_wrong_with_the_source_ends_the_job_at_once() {
+    let mut world = world();
+    world.task_ms = (100_000, 110_000);
+    world.submit("a", "film", 6);
+    assert!(world.run_until(HOUR, |w| w.seen.commits == 3));
+    accuse(&mut world, "a");
+    assert!(matches!(world.end_of("a", "film"), Some(End::Failed { code, .. }) if code == "source-changed"));
+}
+
+#[test]
+fn who_alone_blames_the_source_is_not_believed_and_in_the_end_marked() {
+    let mut world = world();
+    world.node("b").habit = Habit::Accuser;
+    world.submit("a", "film", 12);
+    ends_well(&mut world);
+    let hole = |e: &Event| matches!(e, Event::Marked { domain, mark: Mark::BlackHole, .. } if *domain == d("b"));
+    assert_eq!(journaled(&world, "a", hole), 1);
+    let view = world.nodes[&d("a")].domain.job(&j("film")).unwrap();
+    assert!(view.usage.iter().all(|u| u.domain != d("b")));
+}
+
+#[test]
+fn where_nobody_else_can_be_asked_three_accusations_end_the_job() {
+    let mut world = World::new(1, 2);
+    world.node("b").habit = Habit::Accuser;
+    world.set_slots("a", 0);
+    world.submit("a", "film", 1);
+    assert!(world.run_until(HOUR, World::is_quiet), "{}", world.unfinished());
+    let Some(End::Failed { code, message }) = world.end_of("a", "film") else { panic!("not failed") };
+    assert!(code == "source-changed" && message.contains("3 tries"), "{code}: {message}");
+}
+
+/// Cut off until it has lost its lease, with its work done; meanwhile others have begun the same parts.
+fn late(habit: Habit) -> World {
+    let mut world = world();
+    world.node("c").habit = habit;
+    world.task_ms = (100_000, 110_000);
+    world.submit("a", "film", 6);
+    assert!(world.run_until(HOUR, |w| w.seen.commits == 3));
+    world.cut("a", "c");
+    world.cut("b", "c");
+    world.task_ms = (3_000_000, 3_000_001);
+    assert!(world.run_until(HOUR, |w| w.seen.lost > 0));
+    assert!(world.run_until(HOUR, |w| w.seen.commits > 3));
+    world.cut.clear();
+    world
+}
+
+#[test]
+fn a_right_result_that_comes_late_is_adopted_and_its_second_try_stopped() {
+    let mut world = late(Habit::Honest);
+    let begin = world.now;
+    ends_well(&mut world);
+    assert!(world.now.since(begin) < 60_000, "{}", world.now.since(begin));
+    assert_eq!(world.seen.adopted, 2);
+    let view = world.nodes[&d("a")].domain.job(&j("film")).unwrap();
+    let by_c: Vec<_> = view.parts.iter().filter(|p| p.domain == Some(d("c"))).collect();
+    assert!(by_c.len() == 2 && by_c.iter().all(|p| p.attempt == 1), "{:?}", view.parts);
+    assert_eq!(world.nodes.values().map(|n| n.ran.len()).sum::<usize>(), 8, "two were begun again, and stopped");
+    // Its pieces of sound are those of the attempt that counts.
+    let last = |part| {
+        let loaded = world.said.iter().rev().filter_map(|(_, _, o)| match o {
+            federation::domain::Output::Loaded { part: p, attempt, .. } if *p == part => Some(*attempt),
+            _ => None,
+        });
+        loaded.into_iter().next()
+    };
+    assert!(by_c.iter().all(|p| last(p.n) == Some(1)));
+}
+
+#[test]
+fn a_wrong_result_that_comes_late_changes_nothing_but_the_mark_of_its_domain() {
+    let mut world = late(Habit::WrongHash);
+    world.run_for(60_000);
+    assert_eq!((world.end_of("a", "film"), world.seen.adopted), (None, 0));
+    assert_eq!(mark_of(&world, "a", "c"), Some(Mark::Dishonest));
+    ends_well(&mut world);
+    let view = world.nodes[&d("a")].domain.job(&j("film")).unwrap();
+    assert!(view.parts.iter().all(|p| p.failures == 0), "it has cost no try: {:?}", view.parts);
 }
 
 #[test]

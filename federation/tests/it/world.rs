@@ -62,6 +62,8 @@ pub enum Habit {
     BlackHole,
     /// Answers nothing but errors.
     Unavailable,
+    /// Says of every part that its source is bad.
+    Accuser,
 }
 
 pub struct Node {
@@ -405,6 +407,7 @@ impl World {
         let outcome = match node.habit {
             Habit::Idle => return,
             Habit::BlackHole => failed("internal", "black-hole"),
+            Habit::Accuser => bad_source(),
             _ if fails => failed("internal", "encoder-failed"),
             Habit::WrongHash => status("done", vec![output(&key, "wrong")]),
             Habit::Honest | Habit::Unavailable => status("done", vec![output(&key, "right")]),
@@ -496,6 +499,14 @@ pub fn status(state: &str, outputs: Vec<message::Output>) -> Status {
 pub fn failed(class: &str, code: &str) -> Status {
     let failure = Failure { class: class.into(), retryable: true, code: code.into(), log: "the tail".into() };
     Status { failure: Some(failure), ..status("failed", Vec::new()) }
+}
+
+pub fn bad_source() -> Status {
+    let mut status = failed("input", "source-changed");
+    if let Some(failure) = &mut status.failure {
+        failure.retryable = false;
+    }
+    status
 }
 
 pub fn output(key: &(LeaseId, u32, u32), sha256: &str) -> message::Output {

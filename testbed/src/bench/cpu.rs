@@ -12,8 +12,9 @@ struct Stat {
     waited: u64,
 }
 
-/// CPU seconds of these processes, of all that descend from them, and of those descendants that ended.
-pub fn seconds_of_trees(roots: &[u32]) -> f64 {
+/// CPU seconds of these processes and of all that descend from them, by program; of descendants that ended, under
+/// `children of` their parent's name.
+pub fn seconds_by_name(roots: &[u32]) -> BTreeMap<String, f64> {
     let all = processes();
     let within = |pid: u32| {
         let mut at = pid;
@@ -29,8 +30,13 @@ pub fn seconds_of_trees(roots: &[u32]) -> f64 {
         }
         false
     };
-    let ticks = all.iter().filter(|(pid, _)| within(**pid)).map(|(_, stat)| stat.own + stat.waited);
-    ticks.sum::<u64>() as f64 / TICKS_PER_SECOND
+    let mut seconds = BTreeMap::new();
+    for (pid, stat) in all.iter().filter(|(pid, _)| within(**pid)) {
+        let name = name(*pid);
+        *seconds.entry(format!("children of {name}")).or_insert(0.0) += stat.waited as f64 / TICKS_PER_SECOND;
+        *seconds.entry(name).or_insert(0.0) += stat.own as f64 / TICKS_PER_SECOND;
+    }
+    seconds
 }
 
 /// CPU seconds of the children this process has waited for.

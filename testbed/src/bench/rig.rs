@@ -1,5 +1,6 @@
 //! A world whose S3 server counts for us, and jobs submitted to it as a person would.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -81,8 +82,8 @@ pub struct Outcome {
     pub wall: Duration,
     /// The same by ours, with starting `starling` and logging in, both ways.
     pub outside: Duration,
-    /// Of all the world's processes but the store.
-    pub cpu_seconds: f64,
+    /// Of all the world's processes but the store, by program.
+    pub cpu_seconds: BTreeMap<String, f64>,
 }
 
 impl Rig {
@@ -117,7 +118,7 @@ impl Rig {
         let file = self.dir.path().join("job.xml");
         std::fs::write(&file, job_xml(source, &target, &[480])).context("write the job")?;
         let pids: Vec<u32> = self.world.document.processes.iter().map(|process| process.pid).collect();
-        let (began, before) = (Instant::now(), cpu::seconds_of_trees(&pids));
+        let (began, before) = (Instant::now(), cpu::seconds_by_name(&pids));
         let work = async {
             let submitted: Submitted = starling_json(&state, &["submit".as_ref(), file.as_os_str()]).await?;
             tokio::time::timeout(PATIENCE, ended(&format!("{url}/api/jobs/{}", submitted.id))).await?
@@ -131,7 +132,10 @@ impl Rig {
             bail!("the job is {}: {:?}", document.state, document.error);
         }
         let wall = Duration::from_millis(document.ended_at.unwrap_or(0).saturating_sub(document.submitted_at));
-        Ok(Outcome { document, wall, outside, cpu_seconds: cpu::seconds_of_trees(&pids) - before })
+        let mut cpu_seconds = cpu::seconds_by_name(&pids);
+        cpu_seconds.iter_mut().for_each(|(name, s)| *s -= before.get(name).copied().unwrap_or_default());
+        cpu_seconds.retain(|_, s| *s >= 0.01);
+        Ok(Outcome { document, wall, outside, cpu_seconds })
     }
 }
 

@@ -3,6 +3,7 @@
 //!
 //! The two alternate, so that both see the same neighbours; the ratio is that of the medians.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -46,6 +47,8 @@ struct Pair {
     /// With the client's own start and log-in.
     job_outside_s: f64,
     job_cpu_s: f64,
+    /// The same by program.
+    job_cpu_of: BTreeMap<String, f64>,
     plain_wall_s: f64,
     plain_cpu_s: f64,
     /// Of the source object, sent by the store for the job.
@@ -121,7 +124,8 @@ fn pair(job: &Outcome, source_bytes: u64, plain_wall: Duration, plain_cpu_s: f64
     Pair {
         job_wall_s: job.wall.as_secs_f64(),
         job_outside_s: job.outside.as_secs_f64(),
-        job_cpu_s: job.cpu_seconds,
+        job_cpu_s: job.cpu_seconds.values().sum(),
+        job_cpu_of: job.cpu_seconds.clone(),
         plain_wall_s: plain_wall.as_secs_f64(),
         plain_cpu_s,
         source_bytes,

@@ -36,7 +36,10 @@ async fn bad_sources_taken_targets_and_failing_encoders_end_in_their_own_words()
         options.domains = ["a.test", "b.test"].map(str::to_owned).to_vec();
         options.hosts = 1;
         options.store = StoreOptions { forbid: vec!["films/forbidden/".into()], ..StoreOptions::default() };
-        options.agreements.insert("b.test".into(), Agreements { price: 1.5, ..Agreements::default() });
+        // Nothing is loaded ahead, so that a source can be replaced before all of it is loaded.
+        let patient = Agreements { tasks_per_slot: 1, ..Agreements::default() };
+        options.agreements.insert("a.test".into(), patient.clone());
+        options.agreements.insert("b.test".into(), Agreements { price: 1.5, ..patient });
         options.ffmpeg = Some(fragile_encoder(tools.path()));
     })
     .await;
@@ -125,6 +128,8 @@ async fn an_encoder_that_always_fails_ends_the_job_with_its_last_words(stage: &S
     let message = job.error.unwrap().message;
     assert!(message.contains("after 3 tries") && message.contains("the encoder is out of ink"), "{message}");
     std::fs::remove_file(tools.join("broken")).unwrap();
+    let empty = async || stage.list("broken/").await.is_empty().then_some(());
+    stage.wait("the target to be as it was before", empty).await;
 }
 
 /// The job failed, and its error document is whole.

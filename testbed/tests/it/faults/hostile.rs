@@ -243,7 +243,9 @@ async fn whoever_sends_another_object_than_it_says_is_found_out(stage: &Stage) {
             0 => vec![output(hex(&Sha256::digest(b"something else")))],
             _ => vec![output(hex(&Sha256::digest(&garbage)))],
         };
-        http.put(&work.renditions[0].put).body(garbage).send().await.unwrap().error_for_status().unwrap();
+        let put = || http.put(&work.renditions[0].put).header("if-none-match", "*").body(garbage.clone());
+        put().send().await.unwrap().error_for_status().unwrap();
+        assert_eq!(put().send().await.unwrap().status(), 412, "an object is written once");
         let (lease, secret) = (award.lease.clone(), award.secret.clone());
         let (n, attempt, usage) = (part.part, part.attempt, Usage::default());
         let done = PartDone { lease, secret, part: n, attempt, by: None, outputs, usage };
@@ -251,8 +253,11 @@ async fn whoever_sends_another_object_than_it_says_is_found_out(stage: &Stage) {
     }
     let idle = tokio::spawn(puppet.idle());
     stage.marked("liar.test", "dishonest").await;
-    ended_without(stage, &id, "liar.test").await;
+    let job = ended_without(stage, &id, "liar.test").await;
     idle.abort();
+    let left = stage.list("lied/").await;
+    let media = left.iter().filter(|(key, _)| key.ends_with(".mp4")).count();
+    assert_eq!(media, job.parts.len(), "nothing is left of the attempts that lost: {left:?}");
 }
 
 async fn whoever_speaks_for_anothers_lease_is_not_heard(stage: &Stage) {

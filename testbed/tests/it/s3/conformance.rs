@@ -154,8 +154,13 @@ async fn a_presigned_put_with_a_precondition_does_not_overwrite(place: Place) {
     place.fetcher.put_bytes(&url, Bytes::from("part"), "video/mp4").await.unwrap();
     let head = place.store.head(&path("out/1")).await.unwrap();
     assert_eq!((head.size, head.content_type.as_deref()), (4, Some("video/mp4")));
-    let put = plain(Method::PUT, &url).header("content-type", "video/mp4").header("if-none-match", "*").body("again");
-    assert_eq!(put.send().await.unwrap().status(), StatusCode::PRECONDITION_FAILED);
+    let again = || plain(Method::PUT, &url).header("content-type", "video/mp4").body("again");
+    assert_eq!(again().header("if-none-match", "*").send().await.unwrap().status(), StatusCode::PRECONDITION_FAILED);
+    // The precondition is signed: who leaves it out, or sends another, has no right to write.
+    assert_eq!(again().send().await.unwrap().status(), StatusCode::FORBIDDEN);
+    assert_eq!(again().header("if-none-match", "x").send().await.unwrap().status(), StatusCode::FORBIDDEN);
+    place.fetcher.put_bytes(&url, Bytes::from("again"), "video/mp4").await.unwrap();
+    assert_eq!(place.store.get(&path("out/1"), 10).await.unwrap(), "part");
     let wrong_type = place.fetcher.put_bytes(&url, Bytes::from("part"), "text/html").await.unwrap_err();
     assert_eq!(wrong_type.code(), "forbidden");
 }

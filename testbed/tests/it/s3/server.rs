@@ -104,7 +104,13 @@ async fn an_upload_that_breaks_off_leaves_no_object() {
     let url = place.store.presign_put(&path("half"), super::place::HOUR, None).await.unwrap();
     let chunks = [Ok(noise(1000)), Err(std::io::Error::other("gone"))];
     let body = reqwest::Body::wrap_stream(futures::stream::iter(chunks));
-    plain(Method::PUT, &url).header("content-length", 5000).body(body).send().await.unwrap_err();
+    plain(Method::PUT, &url)
+        .header("content-length", 5000)
+        .header("if-none-match", "*")
+        .body(body)
+        .send()
+        .await
+        .unwrap_err();
     assert_eq!(place.store.head(&path("half")).await.unwrap_err().code(), "not-found");
 }
 
