@@ -20,6 +20,7 @@ use storage::film::part::{
 };
 use storage::film::plan::{Plan, PlanOptions};
 use storage::film::probe::{Probe, Step};
+use storage::hex::hex;
 use storage::object::ObjectPath;
 use storage::s3::{PutOptions, Store};
 
@@ -439,8 +440,4 @@ fn encoding(rendition: &job::Rendition) -> Rendition {
 fn work_rate(renditions: &[job::Rendition]) -> f64 {
     let pixels = |height: u32| f64::from(height) * f64::from(height) * 16.0 / 9.0;
     0.07 + renditions.iter().map(|r| 0.12 * pixels(r.height) / pixels(480)).sum::<f64>()
-}
-
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }

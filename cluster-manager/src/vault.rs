@@ -10,6 +10,7 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow};
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ring::rand::{SecureRandom, SystemRandom};
+use storage::hex::{hex, unhex};
 
 const KEY_LEN: usize = 32;
 
@@ -49,14 +50,11 @@ impl Vault {
         self.key
             .seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), Aad::empty(), &mut sealed)
             .map_err(|_| anyhow!("seal a secret"))?;
-        Ok(nonce.iter().chain(&sealed).map(|b| format!("{b:02x}")).collect())
+        Ok(hex(&nonce) + &hex(&sealed))
     }
 
     pub fn open_sealed(&self, sealed: &str) -> Result<String> {
-        let bytes: Option<Vec<u8>> = (0..sealed.len() / 2)
-            .map(|i| sealed.get(2 * i..2 * i + 2).and_then(|pair| u8::from_str_radix(pair, 16).ok()))
-            .collect();
-        let bytes = bytes.context("a sealed secret is hex")?;
+        let bytes = unhex(sealed).context("a sealed secret is hex")?;
         let (nonce, text) = bytes.split_at_checked(NONCE_LEN).context("a sealed secret bears a nonce")?;
         let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| anyhow!("a nonce has a wrong length"))?;
         let mut text = text.to_vec();

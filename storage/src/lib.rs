@@ -7,6 +7,7 @@ pub mod error;
 #[cfg(feature = "s3")]
 pub mod fetch;
 pub mod film;
+pub mod hex;
 pub mod ledger;
 pub mod object;
 pub mod overlay;

@@ -112,7 +112,8 @@ impl Browser {
         let profile = tempfile::tempdir().context("create a browser profile")?;
         let mut args: Vec<String> = FLAGS.map(String::from).to_vec();
         args.push(format!("--user-data-dir={}", profile.path().display()));
-        let capabilities = json!({"capabilities": {"alwaysMatch": {"goog:chromeOptions": {"args": args}}}});
+        let wishes = json!({"goog:chromeOptions": {"args": args}, "goog:loggingPrefs": {"browser": "ALL"}});
+        let capabilities = json!({"capabilities": {"alwaysMatch": wishes}});
         let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(60)).build()?;
         let root = format!("http://127.0.0.1:{port}/session");
         let answer = send(http.post(&root).json(&capabilities))
@@ -155,6 +156,15 @@ impl Browser {
             ensure!(Instant::now() < end, "still waiting for the player after {limit:?}: {seen:?}");
             sleep(Duration::from_millis(100)).await;
         }
+    }
+
+    /// What pages wrote to the browser's console since the last call, and what it complained of about them (a script that
+    /// failed, an answer that did not come, a policy that was broken).
+    pub async fn console(&self) -> Result<Vec<String>> {
+        let entries =
+            send(self.http.post(format!("{}/se/log", self.session)).json(&json!({"type": "browser"}))).await?;
+        let line = |entry: &Value| format!("{}: {}", entry["level"], entry["message"].as_str().unwrap_or_default());
+        Ok(entries.as_array().context("no log came")?.iter().map(line).collect())
     }
 
     /// A picture of the window (PNG, base64).

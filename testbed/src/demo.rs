@@ -2,20 +2,18 @@
 //!
 //! What is shown on the way is the product's own: the job goes in and is watched by the `starling` program, as a person would do it.
 
-use std::collections::BTreeMap;
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result, bail, ensure};
-use cluster_manager::timeline::{self, Span};
-use serde::Deserialize;
+use anyhow::{Context, Result, bail};
+use cluster_manager::view::UsageDoc;
+use cluster_manager::{shell, timeline};
 use storage::object::ObjectPath;
-use storage::s3::{PutOptions, S3Config, Secret, Store};
+use storage::s3::PutOptions;
 
 use crate::film::{self, Expected, Film};
-use crate::process::{tied, workspace_binary};
-use crate::world::{Board, World, WorldDocument, WorldOptions};
+use crate::world::{Board, Client, World, WorldDocument, WorldOptions};
 
 /// What the demo is to show.
 #[derive(Clone, Debug)]
@@ -50,9 +48,9 @@ pub async fn run(options: &DemoOptions, told: impl Future<Output = ()>) -> Resul
         started.elapsed().as_secs_f64(),
         world.state().display()
     );
-    let (document, state) = (world.document.clone(), world.state().to_owned());
+    let (client, document, state) = (world.client()?, world.document.clone(), world.state().to_owned());
     let result = tokio::select! {
-        result = tour(options, &document, &state, &film) => result,
+        result = tour(options, &client, &document, &state, &film) => result,
         failure = world.failure() => Err(anyhow::anyhow!("{failure}")),
         () = &mut told => Err(anyhow::anyhow!("interrupted")),
     };
@@ -60,7 +58,7 @@ pub async fn run(options: &DemoOptions, told: impl Future<Output = ()>) -> Resul
         println!("\nThe world stays up for the player page; Ctrl-C ends it.");
         tokio::select! {
             failure = world.failure() => eprintln!("{failure}"),
-            () = &mut told => println!(),
+            () = &mut told => println!("\nEnding."),
         }
     }
     world.end().await;
@@ -84,25 +82,31 @@ fn film_at(film: &Film, path: PathBuf) -> Result<PathBuf> {
 }
 
 /// From the film in the store to the verdict on the result.
-async fn tour(options: &DemoOptions, world: &WorldDocument, state: &Path, film: &Path) -> Result<bool> {
-    let home = world.domains.first().context("find the home domain")?;
+async fn tour(
+    options: &DemoOptions,
+    client: &Client,
+    world: &WorldDocument,
+    state: &Path,
+    film: &Path,
+) -> Result<bool> {
     let expected = Expected { frames: options.film.frames(), rate: options.film.rate };
     let (source, target) = put_film(world, film).await?;
     println!("A film of {} frames is at {source}.", expected.frames);
 
-    let job_file = state.join("job.xml");
-    std::fs::write(&job_file, job_xml(&source, &target, &options.heights)).context("write the job")?;
-    println!("$ starling --state {} submit {}", state.display(), job_file.display());
-    let submitted: Submitted = starling_json(state, &["submit".as_ref(), job_file.as_os_str()]).await?;
-    println!("$ starling --state {} watch {}", state.display(), submitted.id);
-    let mut watch = tokio::process::Command::from(tied(workspace_binary("starling")?));
+    println!("\n$ starling --state {} domains", state.display());
+    client.starling()?.arg("domains").status().await.context("run starling")?;
+    let (job_file, job) = (state.join("job.xml"), job_xml(&source, &target, &options.heights));
+    std::fs::write(&job_file, &job).context("write the job")?;
+    println!("\n$ starling --state {} submit {}", state.display(), job_file.display());
+    let id = client.submit(&job).await?;
+    println!("$ starling --state {} watch {id}", state.display());
     // Its exit code repeats what the job itself says below.
-    watch.arg("--state").arg(state).args(["watch", &submitted.id]).status().await.context("run starling")?;
+    client.starling()?.args(["watch", &id]).status().await.context("run starling")?;
 
-    let url = format!("{}/api/jobs/{}", home.console_url, submitted.id);
-    let job: Job = http_get(&url).await?.json().await.context("understand the job")?;
+    let job = client.job(&id).await?;
     if job.state != "done" {
-        bail!("the job is {}: {}", job.state, job.error.unwrap_or_default());
+        let why = job.error.as_ref().map(shell::describe_error).unwrap_or_default();
+        bail!("the job is {}: {why}", job.state);
     }
     let results = job.results.context("a job that is done has results")?;
 
@@ -110,39 +114,42 @@ async fn tour(options: &DemoOptions, world: &WorldDocument, state: &Path, film: 
     let documents = [("HLS", &results.hls), ("DASH", &results.dash), ("SMIL", &results.smil)];
     let reports = futures::future::try_join_all(documents.map(|(_, url)| film::verify_any(url, expected))).await?;
     let mut right = true;
-    for ((name, url), report) in documents.iter().zip(&reports) {
+    for ((name, _), report) in documents.iter().zip(&reports) {
         let mut problems = report.problems(expected);
         if report.video.len() != options.heights.len() {
             problems.push(format!("{} renditions, not {}", report.video.len(), options.heights.len()));
         }
-        println!("  {name:<5} {}  {report}", if problems.is_empty() { "right" } else { "WRONG" });
+        let verdict = if problems.is_empty() { "right" } else { "WRONG" };
+        println!("  {name:<5} {verdict}  {}", report.to_string().replace("; ", "\n               "));
         problems.iter().for_each(|problem| println!("        {problem}"));
         right &= problems.is_empty();
-        println!("        {url}");
     }
 
-    println!("\n{}", usage_table(&job.usage));
-    println!("{}", timeline::table(&job.timeline));
+    println!("\nWhat each domain did:\n{}", usage_table(&job.usage));
+    println!("When, from the submission on:\n{}", timeline::table(&job.timeline));
     let svg = state.join("timeline.svg");
-    std::fs::write(&svg, timeline::svg(&format!("Job {}", submitted.id), &job.timeline))
-        .context("write the timeline")?;
-    println!("Timeline  {}", svg.display());
-    println!("Player    {}", results.player);
-    println!("Console   {}", home.console_url);
+    std::fs::write(&svg, timeline::svg(&format!("Job {id}"), &job.timeline)).context("write the timeline")?;
+    match right {
+        true => println!("All {} frames are there, each once and in order. The film:", expected.frames),
+        false => println!("The film is WRONG, see above. What there is of it:"),
+    }
+    let timeline = svg.display().to_string();
+    for (name, place) in [
+        ("Player", &results.player),
+        ("SMIL", &results.smil),
+        ("HLS", &results.hls),
+        ("DASH", &results.dash),
+        ("Timeline", &timeline),
+        ("Console", &client.home().console_url),
+    ] {
+        println!("  {name:<9} {place}");
+    }
     Ok(right)
 }
 
 /// Uploads the film; gives its URL and that of a place for the results that no earlier job has used.
 pub(crate) async fn put_film(world: &WorldDocument, film: &Path) -> Result<(String, String)> {
-    let s3 = &world.s3;
-    let config = S3Config {
-        endpoint: Some(s3.endpoint.clone()),
-        region: s3.region.clone(),
-        access_key: Some(s3.access_key.clone()),
-        secret_key: Some(Secret::new(s3.secret_key.clone())),
-        ..S3Config::default()
-    };
-    let store = Store::connect(&config).await?;
+    let (s3, store) = (&world.s3, world.s3.store().await?);
     let name = film.file_name().and_then(|name| name.to_str()).context("name the film")?;
     let path = ObjectPath::new(&s3.bucket, name)?;
     let bytes = tokio::fs::read(film).await.context("read the film")?;
@@ -162,75 +169,10 @@ pub(crate) fn job_xml(source: &str, target: &str, heights: &[u32]) -> String {
     )
 }
 
-pub(crate) async fn starling_json<T: for<'a> Deserialize<'a>>(
-    state: &Path,
-    arguments: &[&std::ffi::OsStr],
-) -> Result<T> {
-    let mut starling = tokio::process::Command::from(tied(workspace_binary("starling")?));
-    let output =
-        starling.arg("--json").arg("--state").arg(state).args(arguments).output().await.context("run starling")?;
-    let (said, complaint) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    ensure!(output.status.success(), "starling: {}{}", said.trim(), complaint.trim());
-    serde_json::from_str(&said).with_context(|| format!("understand what starling says: {said}"))
-}
-
-async fn http_get(url: &str) -> Result<reqwest::Response> {
-    let client = reqwest::Client::builder().no_proxy().build()?;
-    Ok(client.get(url).send().await?.error_for_status()?)
-}
-
-fn usage_table(usage: &[Usage]) -> String {
-    let mut sum: BTreeMap<&str, Usage> = BTreeMap::new();
-    for one in usage {
-        let all = sum.entry(&one.domain).or_default();
-        all.parts += one.parts;
-        all.bytes_in += one.bytes_in;
-        all.bytes_out += one.bytes_out;
-        all.seconds += one.seconds;
-    }
-    let mut text =
-        format!("{:<12} {:>6} {:>12} {:>12} {:>10}\n", "domain", "parts", "bytes in", "bytes out", "seconds");
-    for (domain, all) in sum {
-        text += &format!(
-            "{domain:<12} {:>6} {:>12} {:>12} {:>10.2}\n",
-            all.parts, all.bytes_in, all.bytes_out, all.seconds
-        );
+fn usage_table(usage: &[UsageDoc]) -> String {
+    let mut text = format!("{:<12} {:>6} {:>12} {:>12} {:>10}\n", "domain", "parts", "bytes in", "bytes out", "CPU s");
+    for UsageDoc { domain, parts, bytes_in, bytes_out, seconds, .. } in usage {
+        text += &format!("{domain:<12} {parts:>6} {bytes_in:>12} {bytes_out:>12} {seconds:>10.2}\n");
     }
     text
-}
-
-/// As `starling submit --json` answers.
-#[derive(Deserialize)]
-struct Submitted {
-    id: String,
-}
-
-/// As `GET /api/jobs/ID` answers: what the demo shows of it.
-#[derive(Deserialize)]
-struct Job {
-    state: String,
-    results: Option<Results>,
-    #[serde(default)]
-    timeline: Vec<Span>,
-    #[serde(default)]
-    usage: Vec<Usage>,
-    error: Option<serde_json::Value>,
-}
-
-#[derive(Deserialize)]
-struct Results {
-    smil: String,
-    hls: String,
-    dash: String,
-    player: String,
-}
-
-#[derive(Default, Deserialize)]
-struct Usage {
-    domain: String,
-    parts: u32,
-    bytes_in: u64,
-    bytes_out: u64,
-    /// Of encoders' CPU time.
-    seconds: f64,
 }

@@ -14,11 +14,13 @@ use serde::Deserialize;
 
 mod board;
 mod claim;
+mod client;
 mod document;
 mod domain;
 mod store;
 
 pub use board::Board;
+pub use client::Client;
 pub use document::{ClientAccess, DomainAccess, ProcessNote, S3Access, WorldDocument};
 pub use store::StoreOptions;
 
@@ -26,8 +28,8 @@ use crate::process::{Process, Recipe};
 use claim::Claim;
 use domain::DomainFiles;
 
-/// How long the world may take until every domain sees every other.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How long the world may take until every domain sees every other: some seconds, but for a machine that is busy.
+const PATIENCE: Duration = Duration::from_secs(180);
 const LOOK: Duration = Duration::from_millis(50);
 
 /// What world to make.
@@ -98,7 +100,7 @@ impl World {
     /// Starts everything and waits until each cluster manager is ready and sees all domains well.
     ///
     /// # Errors
-    /// A bad option, a claimed directory, a child that ended, or no consent within a minute. Nothing is left running then.
+    /// A bad option, a claimed directory, a child that ended, or no consent within three minutes. Nothing is left running then.
     pub async fn start(options: &WorldOptions, board: &mut Board) -> Result<Self> {
         options.check()?;
         // Whoever comes first installs it; a second installation is refused and harmless.
@@ -232,12 +234,13 @@ async fn await_consent(domains: &[&DomainFiles], processes: &mut [Process], boar
         }
         ensure!(
             tokio::time::Instant::now() < patience,
-            "the world is not whole after a minute: {}",
+            "the world is not whole after {} s: {}",
+            PATIENCE.as_secs(),
             waiting.join("; ")
         );
         tokio::time::sleep(LOOK).await;
     }
-    for process in processes.iter().filter(|process| process.recipe.role != "cluster-manager") {
+    for process in processes.iter().filter(|process| process.recipe.role == "host-manager") {
         board.ready(&process.recipe.name, &format!("ready, pid {}", process.pid));
     }
     Ok(consoles)

@@ -9,7 +9,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use super::link::{Answer, Link};
 use crate::shell::Command;
-use crate::view::{JobDoc, PartDoc};
+use crate::view::{JobDoc, OfferDoc, PartDoc};
 
 /// Seldom enough for the server, often enough for the eye.
 const EVERY: Duration = Duration::from_millis(300);
@@ -64,6 +64,14 @@ fn who(part: &PartDoc) -> String {
     }
 }
 
+fn describe_offer(offer: &OfferDoc) -> String {
+    let OfferDoc { domain, outcome, parts_max, price, .. } = offer;
+    match outcome.as_str() {
+        "bid" => format!("offer of {domain}: at most {parts_max} parts, price {price}"),
+        reason => format!("no offer of {domain}: {reason}"),
+    }
+}
+
 #[derive(Default)]
 struct Lines {
     state: String,
@@ -78,10 +86,7 @@ impl Lines {
             self.state.clone_from(&job.state);
         }
         for offer in job.offers.iter().skip(self.offers) {
-            eprintln!(
-                "  offer {}: {}, at most {} parts, price {}",
-                offer.domain, offer.outcome, offer.parts_max, offer.price
-            );
+            eprintln!("  {}", describe_offer(offer));
         }
         self.offers = job.offers.len();
         for part in &job.parts {
@@ -97,6 +102,7 @@ impl Lines {
 struct Bars {
     all: MultiProgress,
     state: ProgressBar,
+    offers: usize,
     parts: BTreeMap<u32, ProgressBar>,
 }
 
@@ -104,7 +110,7 @@ impl Default for Bars {
     fn default() -> Self {
         let all = MultiProgress::new();
         let state = all.add(ProgressBar::no_length().with_style(style("{msg} {elapsed}")));
-        Self { all, state, parts: BTreeMap::new() }
+        Self { all, state, offers: 0, parts: BTreeMap::new() }
     }
 }
 
@@ -112,9 +118,14 @@ impl Bars {
     fn show(&mut self, job: &JobDoc) {
         self.state.set_message(format!("{} {}", job.id, job.state));
         self.state.tick();
+        for offer in job.offers.iter().skip(self.offers) {
+            // A terminal that is gone is no reason to stop.
+            let _ = self.all.println(describe_offer(offer));
+        }
+        self.offers = job.offers.len();
         for part in &job.parts {
             let bar = self.parts.entry(part.n).or_insert_with(|| {
-                self.all.add(ProgressBar::new(100).with_style(style("  {prefix:>3} {bar:30} {pos:>3}% {msg}")))
+                self.all.add(ProgressBar::new(100).with_style(style("  {prefix:>3} {bar:30.green} {pos:>3}% {msg}")))
             });
             bar.set_prefix(if part.kind == "audio" { "snd".to_owned() } else { part.n.to_string() });
             bar.set_message(format!("{} {}", part.state, who(part)));

@@ -6,12 +6,13 @@ use std::time::Instant;
 use sha2::{Digest, Sha256};
 use storage::film::ffmpeg;
 use storage::film::part::AudioWork;
+use storage::hex::hex;
 use tokio::fs::File;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::SemaphorePermit;
 
 use super::fault::Fault;
-use super::output::{Output, hex};
+use super::output::Output;
 use super::runner::{Report, Tools, ms};
 use super::task::Phase;
 

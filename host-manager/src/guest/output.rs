@@ -6,6 +6,7 @@ use sha2::{Digest, Sha256};
 use storage::fetch::Fetcher;
 use storage::film::fragment;
 use storage::film::part::{FragmentSummary, OutputObject};
+use storage::hex::hex;
 use tokio::task::spawn_blocking;
 
 use super::fault::Fault;
@@ -54,8 +55,4 @@ impl Output {
         });
         Ok(())
     }
-}
-
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

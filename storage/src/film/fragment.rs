@@ -10,6 +10,7 @@ use super::mp4::boxes::{Box, Boxes, Cursor, name};
 use super::mp4::moof;
 use super::mp4::track::{self, Kind, Track};
 use super::part::{Clip, FragmentSummary};
+use crate::hex::hex;
 use crate::range::ByteRange;
 
 /// More than any part has; a limit for foreign bytes.
@@ -259,10 +260,6 @@ fn audio_object(mut c: Cursor) -> Option<u32> {
             }
         }
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn malformed(what: impl Into<String>) -> FragmentError {

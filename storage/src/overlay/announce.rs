@@ -8,9 +8,10 @@ use std::net::{IpAddr, SocketAddr};
 use serde::{Deserialize, Serialize};
 
 use super::bencode::Value;
-use super::bits::{Bits, unhex};
+use super::bits::Bits;
 use super::metainfo::InfoHash;
 use super::policy::{Demand, Report};
+use crate::hex::unhex;
 
 /// A report's demand of more ranges than this is refused.
 const RANGES_MAX: usize = 4096;

@@ -1,5 +1,7 @@
 //! A fixed-length set of small indices, by words: 1.6 million groups (100 GB) take 200 KB and scan in microseconds.
 
+use crate::hex::{hex, unhex};
+
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Bits {
     words: Vec<u64>,
@@ -118,7 +120,7 @@ impl Bits {
 
     /// The same as lower-case hex, for JSON.
     pub fn to_hex(&self) -> String {
-        self.to_wire().iter().map(|byte| format!("{byte:02x}")).collect()
+        hex(&self.to_wire())
     }
 
     pub fn from_hex(len: u32, text: &str) -> Option<Self> {
@@ -133,17 +135,6 @@ pub fn ones(mut word: u64) -> impl Iterator<Item = u32> {
         word &= word - 1;
         Some(bit)
     })
-}
-
-/// Bytes of a hex text, `None` if it is not one.
-pub fn unhex(text: &str) -> Option<Vec<u8>> {
-    let digits: Option<Vec<u8>> = text.chars().map(|c| c.to_digit(16).map(|d| d as u8)).collect();
-    let digits = digits.filter(|d| d.len() % 2 == 0)?;
-    Some(digits.chunks_exact(2).map(|pair| pair[0] << 4 | pair[1]).collect())
-}
-
-pub fn hex(data: &[u8]) -> String {
-    data.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

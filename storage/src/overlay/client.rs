@@ -134,7 +134,7 @@ impl Controller {
         let progress = peer.progress();
         let often = meta.layout.pieces() <= SMALL_PIECES || round.is_multiple_of(RARELY);
         PeerReport {
-            info_hash: super::bits::hex(&meta.info_hash),
+            info_hash: crate::hex::hex(&meta.info_hash),
             token: meta.token.clone(),
             node,
             port: peer.address.port(),

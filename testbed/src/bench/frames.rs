@@ -6,7 +6,6 @@ use std::collections::BTreeSet;
 use anyhow::{Context, Result};
 use clap::Args;
 use storage::object::ObjectPath;
-use storage::s3::{S3Config, Secret, Store};
 
 use super::Figure;
 use super::rig::Rig;
@@ -86,15 +85,7 @@ fn worst(reports: &[Report]) -> String {
 
 /// How many different heads the picture's objects have: all that stands before the first `moof` box.
 async fn init_segments(rig: &Rig, target: &str) -> Result<usize> {
-    let s3 = &rig.world.document.s3;
-    let config = S3Config {
-        endpoint: Some(s3.endpoint.clone()),
-        region: s3.region.clone(),
-        access_key: Some(s3.access_key.clone()),
-        secret_key: Some(Secret::new(s3.secret_key.clone())),
-        ..S3Config::default()
-    };
-    let store = Store::connect(&config).await?;
+    let store = rig.world.document.s3.store().await?;
     let prefix: ObjectPath = target.parse()?;
     let mut heads = BTreeSet::new();
     for object in store.list(&prefix, 10_000).await? {

@@ -6,17 +6,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use cluster_manager::view::JobDoc;
-use serde::Deserialize;
 use storage::s3::Secret;
 use tokio::runtime::Runtime;
 
 use super::cpu;
-use crate::demo::{job_xml, put_film, starling_json};
+use crate::demo::{job_xml, put_film};
 use crate::film::{self, Film};
 use crate::s3::{Counters, S3Server, S3ServerConfig};
 use crate::world::{Board, StoreOptions, World, WorldOptions};
 
-const LOOK: Duration = Duration::from_millis(50);
 /// No film here takes longer; a job that does hangs.
 const PATIENCE: Duration = Duration::from_secs(3600);
 const SECRET: &str = "benchmark-only";
@@ -111,17 +109,14 @@ impl Rig {
     /// # Errors
     /// The job failed, or a process of the world ended.
     pub async fn job(&mut self, source: &str) -> Result<Outcome> {
-        let state = self.world.state().to_owned();
-        let url = self.world.document.domains.first().context("find the home domain")?.console_url.clone();
-        let bucket = &self.world.document.s3.bucket;
-        let target = format!("s3://{bucket}/out/{}/", uuid::Uuid::new_v4().simple());
-        let file = self.dir.path().join("job.xml");
-        std::fs::write(&file, job_xml(source, &target, &[480])).context("write the job")?;
+        let client = self.world.client()?;
+        let target = format!("s3://{}/out/{}/", self.world.document.s3.bucket, uuid::Uuid::new_v4().simple());
+        let job = job_xml(source, &target, &[480]);
         let pids: Vec<u32> = self.world.document.processes.iter().map(|process| process.pid).collect();
         let (began, before) = (Instant::now(), cpu::seconds_by_name(&pids));
         let work = async {
-            let submitted: Submitted = starling_json(&state, &["submit".as_ref(), file.as_os_str()]).await?;
-            tokio::time::timeout(PATIENCE, ended(&format!("{url}/api/jobs/{}", submitted.id))).await?
+            let id = client.submit(&job).await?;
+            tokio::time::timeout(PATIENCE, client.ended(&id)).await?
         };
         let document = tokio::select! {
             document = work => document?,
@@ -137,20 +132,4 @@ impl Rig {
         cpu_seconds.retain(|_, s| *s >= 0.01);
         Ok(Outcome { document, wall, outside, cpu_seconds })
     }
-}
-
-async fn ended(url: &str) -> Result<JobDoc> {
-    let http = reqwest::Client::builder().no_proxy().build()?;
-    loop {
-        let document: JobDoc = http.get(url).send().await?.error_for_status()?.json().await?;
-        if document.ended_at.is_some() {
-            return Ok(document);
-        }
-        tokio::time::sleep(LOOK).await;
-    }
-}
-
-#[derive(Deserialize)]
-struct Submitted {
-    id: String,
 }

@@ -12,7 +12,6 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 use serde::Serialize;
 use storage::object::ObjectPath;
-use storage::s3::{S3Config, Secret, Store};
 
 use super::rig::{Outcome, Rig};
 use super::{Figure, cpu, load_average, median};
@@ -134,16 +133,9 @@ fn pair(job: &Outcome, source_bytes: u64, plain_wall: Duration, plain_cpu_s: f64
 }
 
 async fn presigned(rig: &Rig, source: &str) -> Result<String> {
-    let s3 = &rig.world.document.s3;
-    let config = S3Config {
-        endpoint: Some(s3.endpoint.clone()),
-        region: s3.region.clone(),
-        access_key: Some(s3.access_key.clone()),
-        secret_key: Some(Secret::new(s3.secret_key.clone())),
-        ..S3Config::default()
-    };
+    let store = rig.world.document.s3.store().await?;
     let place: ObjectPath = source.parse()?;
-    Ok(Store::connect(&config).await?.presign_get(&place, Duration::from_secs(6 * 3600)).await?)
+    Ok(store.presign_get(&place, Duration::from_secs(6 * 3600)).await?)
 }
 
 /// The encoder's settings are those of an order (`storage::film::ffmpeg`); sound and packaging as a person would write them.

@@ -14,7 +14,7 @@ use s3s::{
     dto::*,
     s3_error,
 };
-use storage::object::ObjectPath;
+use storage::{hex::hex, object::ObjectPath};
 use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
 use tokio_util::io::ReaderStream;
 use uuid::Uuid;
@@ -183,10 +183,6 @@ fn refused(refusal: Refusal) -> S3Error {
         Refusal::Precondition => s3_error!(PreconditionFailed),
         Refusal::Io(error) => broken(error),
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn strong(object: &Object) -> ETag {

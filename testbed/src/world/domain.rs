@@ -95,7 +95,9 @@ pub(super) async fn prepare(
     }
     for (domain, (_, ports)) in domains.iter().zip(places) {
         let server = processes.iter_mut().find(|p| p.recipe.domain.as_deref() == Some(&domain.name));
-        await_ports(server.context("find the XMPP server")?, domain.xmpp.ip(), [ports.c2s, ports.s2s]).await?;
+        let server = server.context("find the XMPP server")?;
+        await_ports(server, domain.xmpp.ip(), [ports.c2s, ports.s2s]).await?;
+        board.ready(&server.recipe.name, &format!("ready at {}", domain.xmpp));
     }
     Ok(domains)
 }

@@ -85,6 +85,7 @@ pub(super) async fn open(
     board.starting("s3", "starting");
     let mut process = Process::start(recipe)?;
     let endpoint = process.announcement(|line| line.starts_with("http://").then(|| line.to_owned())).await?;
+    board.ready("s3", &format!("ready at {endpoint}"));
     processes.push(process);
     Ok(access(endpoint, "starling", first_line(&secret_file)?))
 }

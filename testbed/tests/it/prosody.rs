@@ -341,6 +341,18 @@ async fn the_manager_owns_a_room_that_somebody_else_entered_first() {
 }
 
 #[tokio::test]
+async fn a_payload_that_changes_while_its_owner_joins_is_seen() {
+    let world = World::start(&["a.test"]).await;
+    let room = world.room(0, "shell");
+    let mut cm = world.agent(0, "cm").await;
+    cm.join(&room, "cm", "1").await;
+    let client = world.agent(0, "client").await;
+    client.agent.join(&room, "client", Some(payload("old"))).await.unwrap();
+    client.agent.update_presence(&room, payload("new")).await.unwrap();
+    cm.sees("new").await;
+}
+
+#[tokio::test]
 async fn a_nickname_is_a_lock_between_accounts() {
     let world = World::start(&["a.test"]).await;
     let room = world.room(0, "cluster");

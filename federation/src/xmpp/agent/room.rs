@@ -24,6 +24,8 @@ const JOIN_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct Room {
     pub occupant: FullJid,
     pub payload: Option<Element>,
+    /// The payload has changed since we asked to join.
+    pub unsaid: bool,
     pub joined: bool,
     pub unreflected: usize,
     pub broadcasts: VecDeque<Queued>,
@@ -49,6 +51,7 @@ impl Room {
         Self {
             occupant,
             payload,
+            unsaid: false,
             joined: false,
             unreflected: 0,
             broadcasts: VecDeque::new(),

@@ -197,6 +197,7 @@ impl Task {
         let Some(state) = self.rooms.get_mut(room) else { return };
         if self.online {
             state.asked_to_join(Instant::now());
+            state.unsaid = false;
             let presence = muc::join(state.occupant.clone(), state.payload.clone());
             self.push(presence, true);
         }
@@ -205,7 +206,14 @@ impl Task {
     fn update(&mut self, room: &BareJid, payload: Element) {
         let Some(state) = self.rooms.get_mut(room) else { return };
         state.payload = Some(payload);
-        if state.joined {
+        state.unsaid = true;
+        self.show_payload(room);
+    }
+
+    /// At once, or when the room has let us in: to say it before would be to join.
+    fn show_payload(&mut self, room: &BareJid) {
+        let Some(state) = self.rooms.get_mut(room) else { return };
+        if state.joined && std::mem::take(&mut state.unsaid) {
             let presence = Presence::available().with_to(state.occupant.clone());
             let presence = muc::with_payload(presence, state.payload.clone());
             self.push(presence, true);
@@ -432,6 +440,7 @@ impl Task {
         });
         if joined {
             tracing::info!(%room, nick, "in the room");
+            self.show_payload(&room);
             self.emit(AgentEvent::RoomJoined { room, nick });
         } else if own && !available {
             self.lost(&room, &removed);
