@@ -16,7 +16,7 @@ use serde_json::json;
 use storage::overlay::client::Controller;
 use storage::overlay::layout::Layout;
 use storage::overlay::metainfo::{File, GroupHash, Maker, Metainfo};
-use storage::overlay::peer::{Config, Peer, Place, Progress};
+use storage::overlay::peer::{Config, LeaseBook, Peer, Place, Progress};
 use storage::overlay::policy::{self, Mode};
 use storage::overlay::store::{Files, Store};
 use tokio::net::TcpListener;
@@ -50,9 +50,12 @@ pub struct ServeArgs {
     /// Secret of the swarm; needed to resume a load after `serve` was restarted. Random if absent
     #[arg(long, env = "STARLING_SWARM_TOKEN", hide_env_values = true)]
     pub token: Option<String>,
-    /// Do what the paper describes: fixed relays, random fall-back to the repository
-    #[arg(long)]
-    pub paper: bool,
+    /// Who gives what to whom: ours; or, to compare with, paper, plain, central, tree
+    #[arg(long, default_value = "ours")]
+    pub mode: Mode,
+    /// Leases that the origin sends at once, at most
+    #[arg(long, default_value_t = 1024)]
+    pub streams: u32,
     /// Print one JSON object per line
     #[arg(long)]
     pub json: bool,
@@ -149,8 +152,8 @@ pub async fn open(args: &ServeArgs) -> Result<Served, Failure> {
     let listen = http.local_addr().map_err(cannot)?;
     // The controller names the origin's address, and the origin asks the controller: find the port first.
     let at = free_port(SocketAddr::new(listen.ip(), args.peer_port)).await.map_err(cannot)?;
-    let mode = if args.paper { Mode::Paper } else { Mode::Ours };
-    let config = policy::Config { mode, expected: args.expect, ..policy::Config::default() };
+    let config =
+        policy::Config { mode: args.mode, expected: args.expect, slots_max: args.streams, ..policy::Config::default() };
     let controller = TorrentController::new(meta.clone(), config, at, seed());
     let config = Config {
         listen: at,
@@ -160,7 +163,9 @@ pub async fn open(args: &ServeArgs) -> Result<Served, Failure> {
         node: seed(),
     };
     let hashes = hashes.into_iter().map(Some).collect();
-    let origin = Peer::start(meta.clone(), hashes, Place::Whole(files), config, Some(controller.clone()));
+    // In a plain swarm the origin is a seed like any other.
+    let book = (args.mode != Mode::Plain).then(|| controller.clone() as Arc<dyn LeaseBook>);
+    let origin = Peer::start(meta.clone(), hashes, Place::Whole(files), config, book);
     let origin = origin.await.map_err(cannot)?;
     let router = controller.router().into_make_service_with_connect_info::<SocketAddr>();
     let ticking = controller.clone();

@@ -1,4 +1,5 @@
 //! Integration tests of the cluster manager, one module per topic.
 
 mod config;
+mod kills;
 mod swarm;

@@ -10,6 +10,7 @@ use cluster_manager::swarm::{self, Rate, ServeArgs, Served};
 use storage::overlay::client::Controller;
 use storage::overlay::metainfo::Metainfo;
 use storage::overlay::peer::{Config, Peer, Place, Progress};
+use storage::overlay::policy::Mode;
 use storage::overlay::store::Store;
 use storage::overlay::wire::{self, Handshake, Hello, Message, Ours};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -49,7 +50,8 @@ async fn serve(dir: &Path, data: &[u8], rate: Option<u64>) -> Served {
         rate: Rate(rate),
         expect: 0,
         token: Some("secret".into()),
-        paper: false,
+        mode: Mode::Ours,
+        streams: 1024,
         json: false,
     };
     swarm::open(&args).await.unwrap()

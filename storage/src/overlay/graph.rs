@@ -13,6 +13,8 @@ pub type NodeId = u64;
 /// Two thirds of a node's edges stay in its rack where the rack is large enough.
 const LOCAL_TENTHS: u64 = 7;
 const TRIES: usize = 16;
+/// So few nodes are all linked with each other: what a sparser graph would save is less than what its detours cost.
+const ALL_LINKED_MAX: usize = 24;
 
 #[derive(Clone, Debug, Default)]
 pub struct Graph {
@@ -80,8 +82,20 @@ impl Graph {
 
     /// Gives `node` its edges: to everybody while there are few, by splitting random edges afterwards.
     pub fn join(&mut self, node: NodeId, rack: u32, rng: &mut Rng) {
+        match self.len() + usize::from(!self.contains(node)) {
+            few if few <= ALL_LINKED_MAX => self.link_in(node, rack, ALL_LINKED_MAX, rng),
+            many if many == ALL_LINKED_MAX + 1 => {
+                self.add(node, rack);
+                self.deal(rng);
+            }
+            _ => self.link_in(node, rack, self.degree + 1, rng),
+        }
+    }
+
+    /// The same, where the first `clique` nodes are all linked with each other.
+    fn link_in(&mut self, node: NodeId, rack: u32, clique: usize, rng: &mut Rng) {
         self.add(node, rack);
-        if self.len() <= self.degree + 1 {
+        if self.len() <= clique {
             let all = self.order.clone();
             all.into_iter().for_each(|other| {
                 self.link(node, other);
@@ -117,6 +131,19 @@ impl Graph {
         let set = self.edges.get(&a)?;
         let b = *set.iter().nth(rng.index(set.len()))?;
         Some((a, b))
+    }
+
+    /// The node that was added before all others.
+    pub fn first(&self) -> Option<NodeId> {
+        self.order.first().copied()
+    }
+
+    /// Replaces all edges by a tree over the nodes in the order in which they came.
+    pub fn grow_tree(&mut self, arity: usize) {
+        self.edges.values_mut().for_each(BTreeSet::clear);
+        for child in 1..self.order.len() {
+            self.link(self.order[child], self.order[(child - 1) / arity]);
+        }
     }
 
     /// Removes a node; its neighbours are joined in pairs.
@@ -162,7 +189,8 @@ impl Graph {
         let mut nodes: Vec<_> = self.order.iter().map(|node| (*node, self.rack[node])).collect();
         rng.shuffle(&mut nodes);
         *self = Self::new(self.degree);
-        nodes.into_iter().for_each(|(node, rack)| self.join(node, rack, rng));
+        let clique = if nodes.len() <= ALL_LINKED_MAX { ALL_LINKED_MAX } else { self.degree + 1 };
+        nodes.into_iter().for_each(|(node, rack)| self.link_in(node, rack, clique, rng));
     }
 
     /// Second largest eigenvalue of the random walk on the graph (1 when it falls apart), by power iteration with the

@@ -5,11 +5,18 @@
 //! only, every piece once before any twice: simulation and measurement agree that nothing else gains as much.
 //! State is soft: announces carry what a node holds, so a new controller knows everything after one interval.
 //!
-//! `Mode::Paper` does what the paper describes (fixed relays, random repository fall-back) for comparison.
+//! The other modes are there to be compared with: what the paper describes (fixed relays, random repository fall-back), and
+//! three ways without leases and relays.
+
+mod leases;
+mod slots;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
+use self::slots::Slots;
 use super::bits::Bits;
 use super::graph::Graph;
 pub use super::graph::NodeId;
@@ -22,6 +29,37 @@ pub type Millis = u64;
 pub enum Mode {
     Ours,
     Paper,
+    /// A swarm without leases or graph: everybody knows everybody, the origin gives any piece that is asked for.
+    Plain,
+    /// Every node takes all it wants from the origin.
+    Central,
+    /// A tree of arity 2, whose root alone reads from the origin.
+    Tree,
+}
+
+impl Mode {
+    pub const NAMES: [(&'static str, Self); 5] = [
+        ("ours", Self::Ours),
+        ("paper", Self::Paper),
+        ("plain", Self::Plain),
+        ("central", Self::Central),
+        ("tree", Self::Tree),
+    ];
+
+    /// Without relays, tree of relays and graph.
+    fn is_static(self) -> bool {
+        !matches!(self, Self::Ours | Self::Paper)
+    }
+}
+
+impl std::str::FromStr for Mode {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let known = || Self::NAMES.map(|(name, _)| name).join(", ");
+        let found = Self::NAMES.iter().find(|(known, _)| *known == name);
+        found.map(|(_, mode)| *mode).ok_or_else(|| format!("{name:?} is none of {}", known()))
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -54,14 +92,12 @@ impl Default for Config {
     }
 }
 
-/// Announces a node may miss; also the number of smoothed lease times after which a lease is given to another.
+/// Announces a node may miss.
 const TTL_INTERVALS: u64 = 6;
-const LEASE_PATIENCE: u64 = 8;
-const LEASE_MS_MIN: Millis = 3000;
-/// Goodput must grow by this factor for one more slot to have been worth it.
-const SLOT_GAIN: f64 = 1.05;
 /// Useless edges moved per tick.
 const SWITCHES: usize = 32;
+/// Neighbours in a plain swarm, as a public tracker names them.
+const PLAIN_NEIGHBOURS: usize = 50;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Role {
@@ -130,6 +166,9 @@ struct Node {
     relay: Option<NodeId>,
     outstanding: u32,
     leased: u32,
+    /// Smoothed time of its leases, and whether that is long beside others'.
+    lease_ms: f64,
+    slow: bool,
     got: u32,
     cursor: u32,
     connected: bool,
@@ -158,35 +197,10 @@ pub struct Policy {
     version: u64,
 }
 
-/// How many leases the origin sends at once: grows while goodput does, halves when the origin complains.
-#[derive(Clone, Debug)]
-struct Slots {
-    now: u32,
-    max: u32,
-    window_start: Millis,
-    done: u32,
-    limited: bool,
-    best: f64,
-    grew: bool,
-    hold: u32,
-    /// Doubling until the first time that more slots were not worth it.
-    eager: bool,
-}
-
 impl Policy {
     pub fn new(config: Config, pieces: u32, seed: u64) -> Self {
-        let relays = relays(config.expected);
-        let slots = Slots {
-            now: relays.max(2).min(config.slots_max.max(1)),
-            max: config.slots_max.max(1),
-            window_start: 0,
-            done: 0,
-            limited: false,
-            best: 0.0,
-            grew: false,
-            hold: 0,
-            eager: true,
-        };
+        let first = if config.mode == Mode::Central { config.slots_max } else { relays(config.expected).max(2) };
+        let slots = Slots::new(first, config.slots_max);
         Self {
             rng: Rng::new(seed),
             nodes: BTreeMap::new(),
@@ -240,11 +254,12 @@ impl Policy {
         let expected = self.config.expected.max(self.nodes.len() as u32 + 1);
         let target = relays(expected);
         let serving = self.nodes.values().filter(|n| n.role == Role::Relay).count() as u32;
-        let fresh = !self.meshed && serving < target;
+        let fixed = self.config.mode.is_static();
+        let fresh = !self.meshed && !fixed && serving < target;
         let cursor = demand[0].range.start;
         let have = Bits::new(if self.tracks_pieces() { pieces } else { 0 });
         let role = if fresh { Role::Relay } else { Role::Capped };
-        let relay = (!fresh).then(|| self.draw_relay()).flatten();
+        let relay = (!fresh && !fixed).then(|| self.draw_relay()).flatten();
         let rack = report.rack;
         let node = Node {
             role,
@@ -254,6 +269,8 @@ impl Policy {
             relay,
             outstanding: 0,
             leased: 0,
+            lease_ms: 0.0,
+            slow: false,
             got: 0,
             cursor,
             connected: false,
@@ -261,12 +278,23 @@ impl Policy {
             complete: false,
         };
         self.nodes.insert(id, node);
-        if fresh {
+        if fixed {
+            self.graph.add(id, rack);
+            self.plant();
+            self.set_role(id, Role::Peer);
+        } else if fresh {
             self.graph.add(id, rack);
         } else {
             self.open(id);
         }
         self.slots.now = self.slots.now.max(target.min(self.slots.max));
+    }
+
+    /// Links each node with its parent in order of arrival, where a tree is asked for.
+    fn plant(&mut self) {
+        if self.config.mode == Mode::Tree {
+            self.graph.grow_tree(2);
+        }
     }
 
     /// Per-node sets of pieces are kept only while they are small beside what is loaded.
@@ -320,14 +348,23 @@ impl Policy {
     fn orders(&self, id: NodeId) -> Orders {
         let interval_ms = self.config.interval_ms;
         let role = self.role(id);
-        let neighbours = if role == Role::Capped { Vec::new() } else { self.graph.neighbours(id).collect() };
-        Orders { role, neighbours, origin: self.may_lease(role), interval_ms }
+        let neighbours = match self.config.mode {
+            _ if role == Role::Capped => Vec::new(),
+            Mode::Plain => {
+                let others = self.nodes.range(id + 1..).chain(self.nodes.range(..id));
+                others.map(|(other, _)| *other).take(PLAIN_NEIGHBOURS).collect()
+            }
+            _ => self.graph.neighbours(id).collect(),
+        };
+        Orders { role, neighbours, origin: self.may_lease(id, role), interval_ms }
     }
 
-    fn may_lease(&self, role: Role) -> bool {
+    fn may_lease(&self, id: NodeId, role: Role) -> bool {
         match self.config.mode {
             Mode::Ours => matches!(role, Role::Relay | Role::Leecher | Role::Peer),
             Mode::Paper => role == Role::Relay || role == Role::Peer,
+            Mode::Plain | Mode::Central => role == Role::Peer,
+            Mode::Tree => role == Role::Peer && self.graph.first() == Some(id),
         }
     }
 
@@ -349,7 +386,7 @@ impl Policy {
 
     /// Something arrived at `id`: its children may be let in, and the tree may be ripe to become a mesh.
     fn progress(&mut self, id: NodeId) {
-        if self.meshed {
+        if self.meshed || self.config.mode.is_static() {
             return;
         }
         if self.role(id) == Role::Relay && self.holds(id) {
@@ -381,163 +418,6 @@ impl Policy {
         }
     }
 
-    // ---- origin leases ----
-
-    /// The node can take what the origin sends (it is connected to it, or asks for a lease by announce).
-    pub fn connected(&mut self, id: NodeId, connected: bool) {
-        if let Some(node) = self.nodes.get_mut(&id) {
-            node.connected = connected;
-        }
-        if !connected {
-            self.take_back(id);
-        }
-        self.refresh(id);
-    }
-
-    /// The next lease to send, if a slot and a ready node are there. Call again until `None`.
-    pub fn next_lease(&mut self, now: Millis) -> Option<(NodeId, u32)> {
-        while self.sending < self.slots.now {
-            let (_, _, id) = *self.ready.first()?;
-            match self.lease_for(now, id) {
-                Some(piece) => return Some((id, piece)),
-                None => {
-                    self.unready(id);
-                    self.dry.insert(id);
-                }
-            }
-        }
-        self.slots.limited |= !self.ready.is_empty();
-        None
-    }
-
-    /// A lease for one node, as when it asks by announce to read from object storage itself.
-    pub fn lease_for(&mut self, now: Millis, id: NodeId) -> Option<u32> {
-        if self.sending >= self.slots.now {
-            self.slots.limited = true;
-            return None;
-        }
-        let node = self.nodes.get(&id)?;
-        if node.outstanding >= self.config.leases_per_node || !self.may_lease(node.role) {
-            return None;
-        }
-        let piece = match self.config.mode {
-            Mode::Ours => self.next_free(node),
-            Mode::Paper => self.random_missing(id),
-        }?;
-        self.unready(id);
-        let node = self.nodes.get_mut(&id)?;
-        node.outstanding += 1;
-        node.leased += 1;
-        node.cursor = piece + 1;
-        self.free.clear(piece);
-        self.pieces[piece as usize] = Piece::Leased;
-        self.out.insert((id, piece), Lease { since: now, sent: false });
-        self.sending += 1;
-        self.leases += 1;
-        self.refresh(id);
-        Some(piece)
-    }
-
-    fn next_free(&self, node: &Node) -> Option<u32> {
-        let inside =
-            |range: &Range<u32>, from: u32| self.free.next_from(from.max(range.start)).filter(|p| *p < range.end);
-        let (own, seed): (Vec<_>, Vec<_>) = node.demand.iter().partition(|d| !d.seed_only);
-        let later = own.iter().filter_map(|d| inside(&d.range, node.cursor)).next();
-        later
-            .or_else(|| own.iter().filter_map(|d| inside(&d.range, 0)).next())
-            .or_else(|| seed.iter().filter_map(|d| inside(&d.range, 0)).next())
-    }
-
-    /// The paper's repository fall-back: any piece the node lacks, whoever else has read it.
-    fn random_missing(&mut self, id: NodeId) -> Option<u32> {
-        let node = self.nodes.get(&id)?;
-        let Demand { range, .. } = node.demand.get(self.rng.index(node.demand.len()))?;
-        let from = range.start + self.rng.below(u64::from(range.end - range.start)) as u32;
-        let lacks = |p: &u32| !node.have.get(*p) && !self.out.contains_key(&(id, *p));
-        (from..range.end).chain(range.start..from).find(lacks)
-    }
-
-    /// All bytes of the lease have left the origin: its slot is free again.
-    pub fn lease_sent(&mut self, now: Millis, id: NodeId, piece: u32) {
-        if let Some(lease) = self.out.get_mut(&(id, piece))
-            && !std::mem::replace(&mut lease.sent, true)
-        {
-            self.sending = self.sending.saturating_sub(1);
-            self.slots.done += 1;
-            self.slots.turn(now, self.lease_ms);
-        }
-    }
-
-    /// The node holds the leased piece, verified.
-    pub fn lease_done(&mut self, now: Millis, id: NodeId, piece: u32) {
-        self.lease_sent(now, id, piece);
-        let Some(Lease { since, .. }) = self.out.remove(&(id, piece)) else { return };
-        let took = now.saturating_sub(since) as f64;
-        self.lease_ms = if self.lease_ms == 0.0 { took } else { 0.9 * self.lease_ms + 0.1 * took };
-        self.pieces[piece as usize] = Piece::Given { node: id };
-        self.unready(id);
-        if let Some(node) = self.nodes.get_mut(&id) {
-            node.outstanding = node.outstanding.saturating_sub(1);
-            node.got += 1;
-            node.have.set(piece);
-        }
-        self.refresh(id);
-        self.progress(id);
-    }
-
-    /// The origin refused or failed (503, time-out): fewer at once, and the piece is free again.
-    pub fn lease_failed(&mut self, now: Millis, id: NodeId, piece: u32) {
-        if self.out.contains_key(&(id, piece)) {
-            self.release(id, piece);
-            self.slots.complain(now);
-        }
-    }
-
-    fn release(&mut self, id: NodeId, piece: u32) {
-        let Some(lease) = self.out.remove(&(id, piece)) else { return };
-        if !lease.sent {
-            self.sending = self.sending.saturating_sub(1);
-        }
-        self.unready(id);
-        if let Some(node) = self.nodes.get_mut(&id) {
-            node.outstanding = node.outstanding.saturating_sub(1);
-        }
-        if self.pieces[piece as usize] == Piece::Leased {
-            self.free_again(piece);
-        }
-        self.refresh(id);
-    }
-
-    fn free_again(&mut self, piece: u32) {
-        self.pieces[piece as usize] = Piece::Free;
-        self.free.set(piece);
-        let dry = std::mem::take(&mut self.dry);
-        dry.into_iter().for_each(|id| self.refresh(id));
-    }
-
-    fn unready(&mut self, id: NodeId) {
-        if let Some(node) = self.nodes.get(&id) {
-            self.ready.remove(&(node.outstanding, node.leased, id));
-        }
-    }
-
-    fn refresh(&mut self, id: NodeId) {
-        let Some(node) = self.nodes.get(&id) else { return };
-        let key = (node.outstanding, node.leased, id);
-        let fit = node.connected && !node.complete && self.may_lease(node.role);
-        if fit && node.outstanding < self.config.leases_per_node && !self.dry.contains(&id) {
-            self.ready.insert(key);
-        } else {
-            self.ready.remove(&key);
-        }
-    }
-
-    /// Pieces that only `id` was to bring become free again.
-    fn take_back(&mut self, id: NodeId) {
-        let mine: Vec<_> = self.out.range((id, 0)..=(id, u32::MAX)).map(|((_, piece), _)| *piece).collect();
-        mine.into_iter().for_each(|piece| self.release(id, piece));
-    }
-
     /// The node is gone: what nobody else is known to hold must leave the origin again.
     pub fn leave(&mut self, id: NodeId) {
         self.connected(id, false);
@@ -547,6 +427,7 @@ impl Policy {
             return;
         }
         self.graph.leave(id, &mut self.rng);
+        self.plant();
         self.version += 1;
         for piece in 0..self.pieces.len() as u32 {
             if self.pieces[piece as usize] == (Piece::Given { node: id }) {
@@ -559,7 +440,7 @@ impl Policy {
         let orphans: Vec<_> = self.nodes.iter().filter(|(_, n)| n.relay == Some(id)).map(|(id, _)| *id).collect();
         for orphan in orphans {
             let relay = self.draw_relay();
-            let alone = relay.is_none() && !self.meshed;
+            let alone = relay.is_none() && !self.meshed && !self.config.mode.is_static();
             if let Some(node) = self.nodes.get_mut(&orphan) {
                 node.relay = relay;
             }
@@ -578,11 +459,7 @@ impl Policy {
         let silent = now.saturating_sub(TTL_INTERVALS * self.config.interval_ms);
         let lost: Vec<_> = self.nodes.iter().filter(|(_, n)| n.seen < silent).map(|(id, _)| *id).collect();
         lost.into_iter().for_each(|id| self.leave(id));
-        let patience = ((self.lease_ms * LEASE_PATIENCE as f64) as Millis).max(LEASE_MS_MIN);
-        let late: Vec<_> =
-            self.out.iter().filter(|(_, l)| now.saturating_sub(l.since) > patience).map(|(key, _)| *key).collect();
-        late.into_iter().for_each(|(id, piece)| self.release(id, piece));
-        self.slots.turn(now, self.lease_ms);
+        self.expire_leases(now);
         if self.meshed {
             self.move_edges();
         }
@@ -651,196 +528,4 @@ pub struct Snapshot {
 pub fn relays(nodes: u32) -> u32 {
     let log = f64::from(nodes.max(1)).log10();
     (log.powi(3).round() as u32).clamp(1, nodes.max(1))
-}
-
-impl Slots {
-    const WINDOW_MS: Millis = 400;
-    /// A window spans several leases, so that slots just added have had time to bring something.
-    const WINDOW_LEASES: f64 = 2.0;
-
-    fn turn(&mut self, now: Millis, lease_ms: f64) {
-        let span = now.saturating_sub(self.window_start);
-        let window = Self::WINDOW_MS.max((lease_ms * Self::WINDOW_LEASES) as Millis);
-        if span < window || self.done < self.now {
-            return;
-        }
-        let goodput = f64::from(self.done) / span as f64;
-        let worth = goodput >= self.best * SLOT_GAIN;
-        if self.grew && !worth {
-            self.now = if self.eager { self.now.div_ceil(2) } else { (self.now - 1).max(1) };
-            self.hold = 10;
-            self.eager = false;
-        }
-        self.grew = false;
-        if self.hold > 0 {
-            self.hold -= 1;
-        } else if self.limited && self.now < self.max {
-            self.now = if self.eager { (self.now * 2).min(self.max) } else { self.now + 1 };
-            self.grew = true;
-        }
-        self.best = if worth { goodput } else { 0.9 * self.best + 0.1 * goodput };
-        (self.window_start, self.done, self.limited) = (now, 0, false);
-    }
-
-    fn complain(&mut self, now: Millis) {
-        self.now = (self.now / 2).max(1);
-        self.hold = 5;
-        self.eager = false;
-        (self.window_start, self.done, self.grew) = (now, 0, false);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn policy(nodes: u64, pieces: u32) -> Policy {
-        let mut policy = Policy::new(Config { expected: nodes as u32, ..Config::default() }, pieces, 1);
-        for id in 0..nodes {
-            policy.announce(0, id, Report::default());
-        }
-        policy
-    }
-
-    /// Serves leases at once to whoever may have them, until none is left.
-    fn drain(policy: &mut Policy, nodes: u64, now: Millis) -> Vec<(NodeId, u32)> {
-        let mut all = Vec::new();
-        loop {
-            for id in 0..nodes {
-                let orders = policy.announce(now, id, Report::default());
-                policy.connected(id, orders.origin);
-            }
-            let Some((id, piece)) = policy.next_lease(now) else { return all };
-            policy.lease_done(now, id, piece);
-            all.push((id, piece));
-        }
-    }
-
-    #[test]
-    fn relays_are_the_cube_of_the_decimal_logarithm() {
-        assert_eq!([1, 10, 20, 100, 1000, 10_000].map(relays), [1, 1, 2, 8, 27, 64]);
-    }
-
-    #[test]
-    fn answers_are_blank_until_the_relay_holds_blocks() {
-        let mut policy = policy(20, 100);
-        let roles = policy.snapshot().roles;
-        assert_eq!((roles[Role::Relay as usize], roles[Role::Capped as usize]), (2, 18));
-        let relay = (0..20).find(|id| policy.role(*id) == Role::Relay).unwrap();
-        assert!(policy.announce(1, 19, Report::default()).neighbours.is_empty());
-        policy.connected(relay, true);
-        for _ in 0..2 {
-            let (id, piece) = policy.next_lease(2).unwrap();
-            assert_eq!(id, relay);
-            policy.lease_done(3, id, piece);
-        }
-        let children: Vec<_> = (0..20).filter(|id| policy.role(*id) == Role::Leecher).collect();
-        assert!(!children.is_empty());
-        for child in children {
-            let orders = policy.announce(4, child, Report::default());
-            assert!(orders.neighbours.contains(&relay) && orders.origin);
-        }
-    }
-
-    #[test]
-    fn each_piece_leaves_the_origin_once_before_any_twice() {
-        let mut policy = policy(20, 500);
-        let given = drain(&mut policy, 20, 5);
-        let distinct: BTreeSet<_> = given.iter().map(|(_, piece)| *piece).collect();
-        assert_eq!((given.len(), distinct.len()), (500, 500));
-        let mut per_node = BTreeMap::<_, u32>::new();
-        given.iter().for_each(|(id, _)| *per_node.entry(*id).or_default() += 1);
-        assert!(per_node.len() == 20 && per_node.values().all(|n| (15..=40).contains(n)), "{per_node:?}");
-    }
-
-    #[test]
-    fn what_only_a_lost_node_held_is_leased_again() {
-        let mut policy = policy(4, 40);
-        let given = drain(&mut policy, 4, 0);
-        let lost = given[5].0;
-        let only_there: BTreeSet<_> = given.iter().filter(|(id, _)| *id == lost).map(|(_, p)| *p).collect();
-        let spread = *only_there.first().unwrap();
-        let mut have = Bits::new(40);
-        have.set(spread);
-        let other = (0..4).find(|id| *id != lost).unwrap();
-        policy.announce(1, other, Report { have: Some(have), ..Report::default() });
-        policy.leave(lost);
-        let again: BTreeSet<_> = std::iter::from_fn(|| {
-            let (id, piece) = policy.next_lease(2)?;
-            policy.lease_done(2, id, piece);
-            Some(piece)
-        })
-        .collect();
-        assert_eq!(again, only_there.into_iter().filter(|p| *p != spread).collect());
-    }
-
-    #[test]
-    fn a_late_lease_goes_to_another_and_a_silent_node_is_forgotten() {
-        let mut policy = policy(2, 1);
-        let all: Vec<_> = (0..2).filter(|id| policy.announce(0, *id, Report::default()).origin).collect();
-        all.iter().for_each(|id| policy.connected(*id, true));
-        let (first, piece) = policy.next_lease(0).unwrap();
-        assert!(policy.next_lease(1).is_none());
-        let other = 1 - first;
-        policy.announce(7000, other, Report::default());
-        policy.tick(7000);
-        policy.connected(other, true);
-        assert_eq!(policy.next_lease(7001), Some((other, piece)));
-        assert_eq!(policy.snapshot().roles.iter().sum::<u32>(), 1);
-    }
-
-    #[test]
-    fn a_restarted_controller_learns_from_announces_what_need_not_be_sent() {
-        let mut policy = Policy::new(Config { expected: 2, ..Config::default() }, 10, 1);
-        let mut have = Bits::new(10);
-        have.set_range(0..9);
-        let orders = policy.announce(0, 1, Report { have: Some(have), ..Report::default() });
-        policy.connected(1, orders.origin);
-        assert_eq!(policy.next_lease(0), Some((1, 9)));
-        assert_eq!(policy.next_lease(0), None);
-    }
-
-    #[test]
-    fn an_origin_that_complains_is_asked_for_half_as_much() {
-        let mut policy = policy(1000, 5000);
-        let before = policy.snapshot().slots;
-        (0..1000).for_each(|id| policy.connected(id, true));
-        let (id, piece) = policy.next_lease(0).unwrap();
-        policy.lease_failed(1, id, piece);
-        assert_eq!((before, policy.snapshot().slots), (27, 13));
-    }
-
-    #[test]
-    fn the_same_trace_gives_the_same_decisions() {
-        let run = || {
-            let mut policy = policy(50, 200);
-            (drain(&mut policy, 50, 3), policy.lambda2().to_bits())
-        };
-        assert_eq!(run(), run());
-    }
-
-    #[test]
-    fn lambda2_falls_from_tree_to_swarm() {
-        let mut policy = policy(200, 2000);
-        let relay = (0..200).find(|id| policy.role(*id) == Role::Relay).unwrap();
-        policy.connected(relay, true);
-        for _ in 0..2 {
-            let (id, piece) = policy.next_lease(2).unwrap();
-            policy.lease_done(3, id, piece);
-        }
-        let tree = policy.lambda2();
-        drain(&mut policy, 200, 5);
-        let swarm = policy.lambda2();
-        assert!(tree > 0.85 && swarm < 0.66, "{tree} {swarm}");
-    }
-
-    #[test]
-    fn demand_outside_the_dataset_is_not_believed() {
-        let mut policy = Policy::new(Config::default(), 10, 1);
-        let demand = vec![Demand { range: 5..u32::MAX, seed_only: false }, Demand { range: 3..4, seed_only: false }];
-        let orders = policy.announce(0, 1, Report { demand, ..Report::default() });
-        policy.connected(1, orders.origin);
-        assert_eq!(policy.next_lease(0), Some((1, 3)));
-        assert_eq!(policy.next_lease(0), None);
-    }
 }

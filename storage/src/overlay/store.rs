@@ -95,11 +95,17 @@ impl Files {
 
     pub fn read(&self, bytes: Range<u64>) -> Result<Vec<u8>, Error> {
         let mut out = vec![0; (bytes.end - bytes.start) as usize];
-        for (path, file, at, part) in self.spans(bytes) {
-            let done = file.read_exact_at(&mut out[part], at);
+        self.read_into(bytes.start, &mut out)?;
+        Ok(out)
+    }
+
+    /// Fills `out` with the bytes from `at` on.
+    pub fn read_into(&self, at: u64, out: &mut [u8]) -> Result<(), Error> {
+        for (path, file, offset, part) in self.spans(at..at + out.len() as u64) {
+            let done = file.read_exact_at(&mut out[part], offset);
             done.map_err(|source| Error { what: "reading", path: path.clone(), source })?;
         }
-        Ok(out)
+        Ok(())
     }
 
     pub fn write(&self, at: u64, data: &[u8]) -> Result<(), Error> {

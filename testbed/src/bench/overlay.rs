@@ -4,9 +4,13 @@
 //! end the downlink. Bytes are read from the bridge's ports, CPU time and memory from /proc, completion from each
 //! client's own hook; nothing is taken from a client's word. Needs root, `ip` and `tc`.
 
+mod children;
+mod clients;
+mod net;
+
 use std::fs::{self, File};
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -14,10 +18,19 @@ use clap::{Args, ValueEnum};
 use cluster_manager::swarm::{Rate, parse_rate};
 use serde::Serialize;
 use storage::overlay::bound::{Node, lower_bound};
-use storage::overlay::layout::Layout;
-use storage::overlay::metainfo::{File as Entry, Maker};
+
+use self::children::Children;
+use self::clients::{start_host, start_seed};
+use self::net::{Counters, Net};
 
 #[derive(Clone, Debug, Args)]
+#[command(after_help = "Cases of the table in docs/benchmarks.md:
+  testbed bench overlay --hosts 20 --size 48M --rate 20mbit
+  testbed bench overlay --hosts 8 --size 512M --rate none --peers starling,aria2
+  testbed bench overlay --kill 10 --peers starling
+  testbed bench overlay --slow 10 --peers starling
+  testbed bench overlay --peers starling,plain,central,tree,paper
+  testbed bench overlay --peers mixed")]
 pub struct OverlayArgs {
     #[arg(long, default_value_t = 20)]
     pub hosts: u32,
@@ -45,6 +58,9 @@ pub struct OverlayArgs {
     /// Percentage of hosts killed half way (of the bound)
     #[arg(long, default_value_t = 0)]
     pub kill: u32,
+    /// Percentage of hosts at a quarter of the rate; the figures are those of the others
+    #[arg(long, default_value_t = 0)]
+    pub slow: u32,
     /// Give up a run after so many bounds
     #[arg(long, default_value_t = 20.0)]
     pub patience: f64,
@@ -57,10 +73,20 @@ pub struct OverlayArgs {
 #[serde(rename_all = "kebab-case")]
 pub enum Client {
     Starling,
+    /// Our peer under other rules: what the paper describes
+    Paper,
+    /// Our peer without leases and without a graph: everybody knows everybody, the origin is a seed
+    Plain,
+    /// Our peer, everything from the origin
+    Central,
+    /// Our peer in a tree of arity 2
+    Tree,
     Aria2,
     Libtorrent,
     LibtorrentSuper,
     Transmission,
+    /// Ours, aria2, libtorrent and transmission in turn, in one swarm of ours
+    Mixed,
 }
 
 /// One client's run.
@@ -69,11 +95,17 @@ pub struct Run {
     pub client: Client,
     pub hosts: u32,
     pub bytes: u64,
+    /// Bytes per second each way of the origin and of each host; `null` = no cap.
+    pub rates: Vec<Option<u64>>,
+    pub kill_percent: u32,
+    pub slow_percent: u32,
     pub bound_s: f64,
     pub p50_s: f64,
     pub last_s: f64,
     pub ratio_p50: f64,
     pub ratio_last: f64,
+    /// The slow hosts' last, against the bound that counts them too.
+    pub ratio_slow: Option<f64>,
     /// Copies of the dataset that left the seed, and that all hosts sent together, framing taken off.
     pub seed_copies: f64,
     pub total_copies: f64,
@@ -82,12 +114,29 @@ pub struct Run {
     pub incomplete: u32,
     pub corrupt: u32,
     pub load_before: f64,
+    /// Share of the machine's CPU time that nobody used during the run: where it is small, the times are the machine's.
+    pub cpu_idle: f64,
     pub congestion: String,
+    /// Packets that the caps threw away, at the hosts' ends and at the bridge's.
+    pub drops: (u64, u64),
+    /// When each host was done, in seconds; `null` = killed or never.
+    pub finished: Vec<Option<f64>>,
+    pub trace: Vec<Sample>,
+}
+
+/// What the kernel counted up to a moment.
+#[derive(Clone, Debug, Serialize)]
+pub struct Sample {
+    pub s: f64,
+    pub origin_sent: u64,
+    pub hosts_sent: u64,
+    pub hosts_received: u64,
 }
 
 /// Payload's share of a full Ethernet frame of TCP with timestamps.
 const FRAMING: f64 = 1514.0 / 1448.0;
 const POLL: Duration = Duration::from_millis(20);
+const SAMPLE: Duration = Duration::from_millis(250);
 
 /// `48M`, `1G`, plain bytes; powers of 1000.
 fn parse_size(text: &str) -> Result<u64, String> {
@@ -107,31 +156,18 @@ pub fn run(args: &OverlayArgs) -> anyhow::Result<()> {
     for round in 0..args.runs {
         for client in &args.peers {
             let run = one(args, *client, round).with_context(|| format!("running {client:?}"))?;
-            println!(
-                "{:?}: last {:.1} s = {:.2} x bound ({:.1} s), p50 {:.2}, seed copies {:.3}, total {:.2}, {:.1} CPU-s/GB, {:.0} MB, incomplete {}, corrupt {}, load {:.1}",
-                client,
-                run.last_s,
-                run.ratio_last,
-                run.bound_s,
-                run.ratio_p50,
-                run.seed_copies,
-                run.total_copies,
-                run.cpu_s_per_gb,
-                run.rss_max_mb,
-                run.incomplete,
-                run.corrupt,
-                run.load_before
-            );
+            print(&run);
             runs.push(run);
         }
     }
     for client in &args.peers {
         let of = |value: fn(&Run) -> f64| median(runs.iter().filter(|r| r.client == *client).map(value).collect());
         println!(
-            "median {client:?}: last {:.3}, p50 {:.3}, seed copies {:.3}, {:.1} CPU-s/GB, {:.0} MB",
+            "median {client:?}: last {:.3}, p50 {:.3}, seed copies {:.3}, total {:.2}, {:.2} CPU-s/GB, {:.0} MB",
             of(|r| r.ratio_last),
             of(|r| r.ratio_p50),
             of(|r| r.seed_copies),
+            of(|r| r.total_copies),
             of(|r| r.cpu_s_per_gb),
             of(|r| r.rss_max_mb)
         );
@@ -142,14 +178,54 @@ pub fn run(args: &OverlayArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn print(run: &Run) {
+    let slow = run.ratio_slow.map(|ratio| format!(", slow hosts {ratio:.2}")).unwrap_or_default();
+    println!(
+        "{:?}: last {:.1} s = {:.3} x bound ({:.1} s), p50 {:.3}{slow}, seed copies {:.3}, total {:.2}, {:.2} CPU-s/GB, {:.0} MB, drops {:?}, incomplete {}, corrupt {}, load {:.1}, idle {:.2}",
+        run.client,
+        run.last_s,
+        run.ratio_last,
+        run.bound_s,
+        run.ratio_p50,
+        run.seed_copies,
+        run.total_copies,
+        run.cpu_s_per_gb,
+        run.rss_max_mb,
+        run.drops,
+        run.incomplete,
+        run.corrupt,
+        run.load_before,
+        run.cpu_idle
+    );
+}
+
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
+struct Host {
+    number: u32,
+    dir: PathBuf,
+    killed: bool,
+    slow: bool,
+    done: Option<f64>,
+}
+
+impl Host {
+    /// Ours give the final name only to what is whole; others have a hook.
+    fn is_whole(&self) -> bool {
+        self.dir.join("done").exists() || (!self.dir.join("hook").exists() && self.dir.join("set.bin").exists())
+    }
+}
+
 fn one(args: &OverlayArgs, client: Client, round: u32) -> anyhow::Result<Run> {
     let load_before = fs::read_to_string("/proc/loadavg")?.split(' ').next().unwrap_or("0").parse()?;
-    let net = Net::up(args)?;
+    // Killed hosts are the first to come (relays among them), slow ones the last.
+    let slow_from = args.hosts - args.hosts * args.slow.min(100) / 100;
+    let quarter = |host: u32| if host > slow_from { 4 } else { 1 };
+    let rates: Vec<_> = (0..=args.hosts).map(|host| args.rate.0.map(|rate| rate / quarter(host))).collect();
+    let net = Net::up(&rates, &args.congestion)?;
     let place = tempfile::Builder::new().prefix("bench").tempdir_in("/dev/shm")?;
     let seed_dir = place.path().join("seed");
     fs::create_dir(&seed_dir)?;
@@ -157,377 +233,144 @@ fn one(args: &OverlayArgs, client: Client, round: u32) -> anyhow::Result<Run> {
     fill(&source, args.size, u64::from(round) + 1)?;
     let mut children = Children::default();
     let start = start_seed(args, client, &net, place.path(), &source, &mut children)?;
-    let counters = net.counters()?;
+    let before = net.counters()?;
+    let idle = idle_ticks()?;
     let t0 = Instant::now();
     let mut hosts = Vec::new();
-    for host in 1..=args.hosts {
-        let dir = place.path().join(format!("h{host}"));
+    for number in 1..=args.hosts {
+        let dir = place.path().join(format!("h{number}"));
         fs::create_dir(&dir)?;
-        start_host(client, &net, host, &dir, &start, &mut children)?;
-        hosts.push((host, dir, None::<f64>));
+        start_host(client, &net, number, &dir, &start, &mut children)?;
+        hosts.push(Host { number, dir, killed: false, slow: number > slow_from, done: None });
     }
-    let bytes = args.size;
-    let rate = args.rate.0.map_or(f64::INFINITY, |r| r as f64);
-    let wanting = Node { demand: vec![0..bytes], up: rate, down: rate, rack: 0 };
-    let bound_s = lower_bound(&vec![wanting; args.hosts as usize], rate, &[]).seconds * FRAMING;
+    let bound_s = bound(args, &rates, |host| host <= slow_from);
     let patience = if bound_s > 0.0 { bound_s * args.patience } else { 600.0 };
-    let mut killed = args.kill == 0;
-    while hosts.iter().any(|(_, _, done)| done.is_none()) && t0.elapsed().as_secs_f64() < patience {
+    let mut kill = args.kill > 0;
+    let mut trace = vec![sample(t0, &before, &before)];
+    let seconds = || t0.elapsed().as_secs_f64();
+    while hosts.iter().any(|h| h.done.is_none() && !h.killed) && seconds() < patience {
         std::thread::sleep(POLL);
-        for (_, dir, done) in hosts.iter_mut().filter(|(_, _, done)| done.is_none()) {
-            let whole =
-                if client == Client::Starling { dir.join("set.bin").exists() } else { dir.join("done").exists() };
-            if whole {
-                *done = Some(t0.elapsed().as_secs_f64());
+        for host in hosts.iter_mut().filter(|h| h.done.is_none() && !h.killed) {
+            host.done = host.is_whole().then(seconds);
+        }
+        if kill && seconds() > bound_s / 2.0 {
+            kill = false;
+            for host in hosts.iter_mut().take((args.hosts * args.kill / 100) as usize) {
+                children.kill(host.number);
+                host.killed = true;
             }
         }
-        if !killed && t0.elapsed().as_secs_f64() > bound_s / 2.0 {
-            killed = true;
-            let count = args.hosts * args.kill / 100;
-            (1..=count).for_each(|host| children.kill(host));
-            hosts.retain(|(host, ..)| *host > count);
+        if seconds() >= trace.len() as f64 * SAMPLE.as_secs_f64() {
+            trace.push(sample(t0, &before, &net.counters()?));
         }
     }
     let after = net.counters()?;
+    let idle_after = idle_ticks()?;
+    trace.push(sample(t0, &before, &after));
     let (cpu_s, rss_max_mb) = children.usage();
-    let expected = fs::read(&source)?;
-    let corrupt = hosts
-        .iter()
-        .filter(|(_, dir, done)| done.is_some() && fs::read(dir.join("set.bin")).ok().as_ref() != Some(&expected));
-    let corrupt = corrupt.count() as u32;
+    let drops = net.drops();
+    let mut corrupt = 0;
+    for host in hosts.iter().filter(|h| h.done.is_some()) {
+        corrupt += u32::from(!same(&source, &host.dir.join("set.bin"))?);
+    }
     drop(children);
-    let mut times: Vec<_> = hosts.iter().filter_map(|(_, _, done)| *done).collect();
+    let mut times: Vec<_> = hosts.iter().filter(|h| !h.slow).filter_map(|h| h.done).collect();
     times.sort_by(f64::total_cmp);
-    let incomplete = (hosts.len() - times.len()) as u32;
-    let last_s = if incomplete == 0 { times.last().copied().unwrap_or(f64::NAN) } else { f64::INFINITY };
+    let incomplete = hosts.iter().filter(|h| h.done.is_none() && !h.killed).count() as u32;
+    let worst = |slow: bool| {
+        let ends = hosts.iter().filter(|h| h.slow == slow && !h.killed).map(|h| h.done.unwrap_or(f64::INFINITY));
+        ends.fold(0.0, f64::max)
+    };
+    let last_s = worst(false);
     let p50_s = times.get(times.len() / 2).copied().unwrap_or(f64::INFINITY);
-    let copies = |ports: u64| ports as f64 / FRAMING / bytes as f64;
-    let sent: Vec<_> = after.iter().zip(&counters).map(|(a, b)| a - b).collect();
+    let copies = |bytes: u64| bytes as f64 / FRAMING / args.size as f64;
+    let sent: Vec<_> = after.from.iter().zip(&before.from).map(|(a, b)| a - b).collect();
     Ok(Run {
         client,
         hosts: args.hosts,
-        bytes,
+        bytes: args.size,
+        kill_percent: args.kill,
+        slow_percent: args.slow,
         bound_s,
         p50_s,
         last_s,
         ratio_p50: p50_s / bound_s,
         ratio_last: last_s / bound_s,
+        ratio_slow: (args.slow > 0).then(|| worst(true) / bound(args, &rates, |_| true)),
         seed_copies: copies(sent[0]),
         total_copies: copies(sent.iter().sum()),
-        cpu_s_per_gb: cpu_s / (bytes as f64 * f64::from(args.hosts) / 1e9),
+        cpu_s_per_gb: cpu_s / (args.size as f64 * f64::from(args.hosts) / 1e9),
         rss_max_mb,
         incomplete,
         corrupt,
         load_before,
+        cpu_idle: (idle_after.0 - idle.0) / (idle_after.1 - idle.1).max(1.0),
         congestion: args.congestion.clone(),
+        drops,
+        finished: hosts.iter().map(|h| h.done).collect(),
+        trace,
+        rates,
     })
+}
+
+/// The least time in which those who count can be done, while all give.
+fn bound(args: &OverlayArgs, rates: &[Option<u64>], counts: impl Fn(u32) -> bool) -> f64 {
+    let speed = |rate: &Option<u64>| rate.map_or(f64::INFINITY, |rate| rate as f64);
+    let nodes: Vec<_> = (1..=args.hosts)
+        .map(|host| {
+            let rate = speed(&rates[host as usize]);
+            let demand = if counts(host) { vec![0..args.size] } else { vec![] };
+            Node { demand, up: rate, down: rate, rack: 0 }
+        })
+        .collect();
+    lower_bound(&nodes, speed(&rates[0]), &[]).seconds * FRAMING
+}
+
+fn sample(t0: Instant, before: &Counters, now: &Counters) -> Sample {
+    let all = |now: &[u64], before: &[u64]| now.iter().skip(1).sum::<u64>() - before.iter().skip(1).sum::<u64>();
+    Sample {
+        s: t0.elapsed().as_secs_f64(),
+        origin_sent: now.from[0] - before.from[0],
+        hosts_sent: all(&now.from, &before.from),
+        hosts_received: all(&now.to, &before.to),
+    }
+}
+
+/// Of all CPUs since boot: idle, and altogether (proc(5), `/proc/stat`).
+fn idle_ticks() -> anyhow::Result<(f64, f64)> {
+    let stat = fs::read_to_string("/proc/stat").context("reading /proc/stat")?;
+    let first = stat.lines().next().unwrap_or_default();
+    let ticks: Vec<f64> = first.split_whitespace().skip(1).take(8).filter_map(|field| field.parse().ok()).collect();
+    Ok((ticks.get(3).copied().unwrap_or(0.0), ticks.iter().sum()))
 }
 
 fn fill(path: &Path, bytes: u64, seed: u64) -> anyhow::Result<()> {
     let mut rng = storage::overlay::rng::Rng::new(seed);
-    let words = std::iter::repeat_with(|| rng.draw().to_le_bytes());
-    let data: Vec<u8> = words.flatten().take(bytes as usize).collect();
-    fs::write(path, data).context("writing the dataset")
-}
-
-/// What hosts need to know: the swarm's URL for ours, the torrent file for others.
-struct Start {
-    starling: Vec<String>,
-    url: String,
-    torrent: PathBuf,
-}
-
-fn start_seed(
-    args: &OverlayArgs,
-    client: Client,
-    net: &Net,
-    place: &Path,
-    source: &Path,
-    children: &mut Children,
-) -> anyhow::Result<Start> {
-    let torrent = place.join("set.torrent");
-    let mut starling: Vec<String> = args.starling.split_whitespace().map(str::to_owned).collect();
-    // Ours is built beside this program and need not be installed.
-    if let Some(program) = starling.first_mut().filter(|program| *program == "starling") {
-        *program = crate::process::workspace_binary("starling")?.display().to_string();
+    let mut file = File::create(path).context("writing the dataset")?;
+    let mut left = bytes as usize;
+    while left > 0 {
+        let words = std::iter::repeat_with(|| rng.draw().to_le_bytes());
+        let block: Vec<u8> = words.flatten().take(left.min(1 << 20)).collect();
+        file.write_all(&block).context("writing the dataset")?;
+        left -= block.len();
     }
-    ensure!(!starling.is_empty(), "--starling names no command");
-    let url = format!("http://{}:7000/set.bin", Net::address(0));
-    let mut start = Start { starling, url, torrent };
-    if client == Client::Starling {
-        let mut command = net.inside(0, &start.starling[0]);
-        command.args(&start.starling[1..]).arg("serve").arg(source).args([
-            "--listen",
-            &format!("{}:7000", Net::address(0)),
-            "--json",
-        ]);
-        children.spawn(0, &mut command, &place.join("seed.log"))?;
-        await_text(&place.join("seed.log"), "serving")?;
-        return Ok(start);
-    }
-    let data = fs::read(source)?;
-    let mut maker = Maker::new(Layout::for_total(args.size).context("sizing")?);
-    maker.update(&data);
-    let (meta, _) = maker.finish("set.bin", vec![Entry { path: vec![], len: args.size }], "none").context("hashing")?;
-    fs::write(&start.torrent, meta.encode(&format!("http://{}:6969/announce", Net::TRACKER)))?;
-    start.torrent = start.torrent.canonicalize()?;
-    let mut tracker = Command::new("ip");
-    tracker.args(["netns", "exec", &net.name("root"), "/usr/bin/python3", "-c", TRACKER, Net::TRACKER]);
-    children.spawn(u32::MAX, &mut tracker, &place.join("tracker.log"))?;
-    await_text(&place.join("tracker.log"), "ready")?;
-    other(client, net, 0, &place.join("seed"), &start, children, true)?;
-    // Let the seed announce before anybody asks for peers.
-    await_text(&place.join("tracker.log"), "peer 10.")?;
-    Ok(start)
-}
-
-fn start_host(
-    client: Client,
-    net: &Net,
-    host: u32,
-    dir: &Path,
-    start: &Start,
-    children: &mut Children,
-) -> anyhow::Result<()> {
-    if client != Client::Starling {
-        return other(client, net, host, dir, start, children, false);
-    }
-    let mut command = net.inside(host, &start.starling[0]);
-    command.args(&start.starling[1..]).args(["get", &start.url, "--rate", "none", "--seed-for", "1h", "--json"]);
-    command.args(["--listen", &format!("{}:0", Net::address(host)), "--dir"]).arg(dir);
-    children.spawn(host, &mut command, &dir.join("log"))
-}
-
-fn other(
-    client: Client,
-    net: &Net,
-    host: u32,
-    dir: &Path,
-    start: &Start,
-    children: &mut Children,
-    seed: bool,
-) -> anyhow::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    let hook = dir.join("hook");
-    fs::write(&hook, format!("#!/bin/sh\ntouch '{}'\n", dir.join("done").display()))?;
-    fs::set_permissions(&hook, fs::Permissions::from_mode(0o755))?;
-    let mut command = match client {
-        Client::Aria2 => {
-            let mut command = net.inside(host, "aria2c");
-            command.args([
-                "--no-conf",
-                "--enable-dht=false",
-                "--enable-dht6=false",
-                "--bt-enable-lpd=false",
-                "--seed-ratio=0",
-            ]);
-            command.args([
-                "--bt-tracker-interval=2",
-                "--file-allocation=none",
-                "--disable-ipv6=true",
-                "--bt-max-peers=50",
-            ]);
-            command.arg("--on-bt-download-complete").arg(&hook).arg("--dir").arg(dir);
-            command.args(seed.then_some("--bt-seed-unverified=true")).arg(&start.torrent);
-            command
-        }
-        Client::Libtorrent | Client::LibtorrentSuper => {
-            let mode = if !seed {
-                "get"
-            } else if client == Client::LibtorrentSuper {
-                "super"
-            } else {
-                "seed"
-            };
-            let mut command = net.inside(host, "/usr/bin/python3");
-            command.args(["-c", LIBTORRENT]).arg(&start.torrent).arg(dir).arg(mode);
-            command
-        }
-        Client::Transmission => {
-            fs::write(dir.join("settings.json"), TRANSMISSION)?;
-            let mut command = net.inside(host, "transmission-cli");
-            command.arg("-g").arg(dir).arg("-w").arg(dir).arg("-f").arg(&hook).arg(&start.torrent);
-            command.args(seed.then_some("-v"));
-            command
-        }
-        Client::Starling => anyhow::bail!("ours is started elsewhere"),
-    };
-    children.spawn(host, &mut command, &dir.join("log"))
-}
-
-fn await_text(path: &Path, text: &str) -> anyhow::Result<()> {
-    let start = Instant::now();
-    while start.elapsed() < Duration::from_secs(20) {
-        if fs::read_to_string(path).is_ok_and(|found| found.contains(text)) {
-            return Ok(());
-        }
-        std::thread::sleep(POLL);
-    }
-    anyhow::bail!("{} never said {text:?}: {}", path.display(), fs::read_to_string(path).unwrap_or_default())
-}
-
-/// The processes of a run; ended by their own pid when dropped.
-#[derive(Default)]
-struct Children(Vec<(u32, Child)>);
-
-impl Children {
-    fn spawn(&mut self, host: u32, command: &mut Command, log: &Path) -> anyhow::Result<()> {
-        let log = File::create(log)?;
-        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        self.0.push((host, command.spawn().with_context(|| format!("starting {command:?}"))?));
-        Ok(())
-    }
-
-    fn kill(&mut self, host: u32) {
-        for (_, child) in self.0.iter_mut().filter(|(h, _)| *h == host) {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-
-    /// CPU seconds of all clients, and the most memory that a host's client held (MB).
-    fn usage(&self) -> (f64, f64) {
-        let mut cpu = 0.0;
-        let mut rss = 0.0f64;
-        for (_, child) in self.0.iter().filter(|(host, _)| *host != u32::MAX) {
-            let stat = fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap_or_default();
-            let fields: Vec<_> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
-            let ticks = |i: usize| fields.get(i).and_then(|f| f.parse::<f64>().ok()).unwrap_or(0.0);
-            // Linux on every platform that we run on counts these in hundredths of a second.
-            cpu += (ticks(11) + ticks(12)) / 100.0;
-            let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
-            let high = status
-                .lines()
-                .find_map(|l| l.strip_prefix("VmHWM:"))
-                .and_then(|l| l.trim().split(' ').next()?.parse::<f64>().ok());
-            rss = rss.max(high.unwrap_or(0.0) / 1000.0);
-        }
-        (cpu, rss)
-    }
-}
-
-impl Drop for Children {
-    fn drop(&mut self) {
-        for (_, child) in &mut self.0 {
-            let _ = child.kill();
-        }
-        for (_, child) in &mut self.0 {
-            let _ = child.wait();
-        }
-    }
-}
-
-/// Namespaces, bridge and caps; gone when dropped.
-struct Net {
-    tag: String,
-    hosts: u32,
-}
-
-impl Net {
-    const TRACKER: &'static str = "10.77.255.254";
-
-    fn address(host: u32) -> String {
-        format!("10.77.{}.{}", (host + 1) / 250, (host + 1) % 250)
-    }
-
-    fn name(&self, host: impl std::fmt::Display) -> String {
-        format!("{}{host}", self.tag)
-    }
-
-    fn up(args: &OverlayArgs) -> anyhow::Result<Self> {
-        let net = Self { tag: format!("ovb{}x", std::process::id()), hosts: args.hosts };
-        let root = net.name("root");
-        ip(&["netns", "add", &root])?;
-        ip(&["-n", &root, "link", "add", "name", "br0", "type", "bridge"])?;
-        ip(&["-n", &root, "addr", "add", &format!("{}/16", Self::TRACKER), "dev", "br0"])?;
-        ip(&["-n", &root, "link", "set", "br0", "up"])?;
-        for host in 0..=args.hosts {
-            let (name, port) = (net.name(host), format!("p{host}"));
-            ip(&["netns", "add", &name])?;
-            ip(&["-n", &root, "link", "add", &port, "type", "veth", "peer", "name", "e0", "netns", &name])?;
-            ip(&["-n", &root, "link", "set", &port, "master", "br0", "up"])?;
-            ip(&["-n", &name, "addr", "add", &format!("{}/16", Self::address(host)), "dev", "e0"])?;
-            ip(&["-n", &name, "link", "set", "e0", "up"])?;
-            ip(&["-n", &name, "link", "set", "lo", "up"])?;
-            let set = format!("net.ipv4.tcp_congestion_control={}", args.congestion);
-            command("ip", &["netns", "exec", &name, "sysctl", "-qw", &set])?;
-            if let Some(rate) = args.rate.0 {
-                let rate = format!("{}bit", rate * 8);
-                let cap = ["root", "tbf", "rate", &rate, "burst", "16kb", "latency", "100ms"];
-                for (namespace, device) in [(&name, "e0"), (&root, port.as_str())] {
-                    command("tc", &[&["-n", namespace, "qdisc", "add", "dev", device], &cap[..]].concat())?;
-                }
-            }
-        }
-        Ok(net)
-    }
-
-    fn inside(&self, host: u32, program: &str) -> Command {
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.name(host), program]);
-        command
-    }
-
-    /// Bytes that came from each host so far.
-    fn counters(&self) -> anyhow::Result<Vec<u64>> {
-        let out = Command::new("ip").args(["-n", &self.name("root"), "-s", "-j", "link"]).output()?;
-        let links: serde_json::Value = serde_json::from_slice(&out.stdout).context("reading the counters")?;
-        let of = |host: u32| {
-            let link = links.as_array()?.iter().find(|l| l["ifname"] == format!("p{host}"))?;
-            link["stats64"]["rx"]["bytes"].as_u64()
-        };
-        (0..=self.hosts).map(|host| of(host).with_context(|| format!("no counter for host {host}"))).collect()
-    }
-}
-
-impl Drop for Net {
-    fn drop(&mut self) {
-        for name in (0..=self.hosts).map(|h| self.name(h)).chain([self.name("root")]) {
-            let _ = Command::new("ip").args(["netns", "del", &name]).stderr(Stdio::null()).status();
-        }
-    }
-}
-
-fn ip(args: &[&str]) -> anyhow::Result<()> {
-    command("ip", args)
-}
-
-fn command(program: &str, args: &[&str]) -> anyhow::Result<()> {
-    let out = Command::new(program).args(args).output().with_context(|| format!("running {program}"))?;
-    ensure!(out.status.success(), "{program} {}: {}", args.join(" "), String::from_utf8_lossy(&out.stderr).trim());
     Ok(())
 }
 
-/// Names every peer to every peer, as a public tracker does.
-const TRACKER: &str = r#"
-import http.server, socketserver, sys, urllib.parse
-peers = {}
-class H(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        q = dict(p.split('=', 1) for p in self.path.split('?', 1)[1].split('&') if '=' in p)
-        ip = self.client_address[0]
-        peers[q['peer_id']] = bytes(map(int, ip.split('.'))) + int(q['port']).to_bytes(2, 'big')
-        print('peer', ip, flush=True)
-        own = peers[q['peer_id']]
-        body = b''.join(p for p in peers.values() if p != own)
-        body = b'd8:intervali2e12:min intervali2e5:peers' + str(len(body)).encode() + b':' + body + b'e'
-        self.send_response(200); self.send_header('Content-Length', str(len(body))); self.end_headers(); self.wfile.write(body)
-    def log_message(self, *a): pass
-class S(socketserver.ThreadingMixIn, http.server.HTTPServer): request_queue_size = 256; daemon_threads = True
-s = S((sys.argv[1], 6969), H); print('ready', flush=True); s.serve_forever()
-"#;
-
-const LIBTORRENT: &str = r#"
-import libtorrent as lt, sys, time
-s = lt.session({'listen_interfaces': '0.0.0.0:6881', 'enable_dht': False, 'enable_lsd': False, 'enable_upnp': False, 'enable_natpmp': False,
-  'enable_outgoing_utp': False, 'enable_incoming_utp': False, 'min_announce_interval': 2, 'unchoke_slots_limit': 8})
-p = {'ti': lt.torrent_info(sys.argv[1]), 'save_path': sys.argv[2]}
-if sys.argv[3] != 'get': p['flags'] = lt.torrent_flags.seed_mode | (lt.torrent_flags.super_seeding if sys.argv[3] == 'super' else 0)
-h = s.add_torrent(p)
-while True:
-    if h.status().is_seeding: open(sys.argv[2] + '/done', 'w').close()
-    time.sleep(0.02)
-"#;
-
-const TRANSMISSION: &str = r#"{"dht-enabled": false, "lpd-enabled": false, "pex-enabled": false, "port-forwarding-enabled": false,
- "utp-enabled": false, "rpc-enabled": false, "encryption": 0, "upload-slots-per-torrent": 8, "speed-limit-up-enabled": false}"#;
+fn same(a: &Path, b: &Path) -> anyhow::Result<bool> {
+    let (mut a, Ok(mut b)) = (File::open(a)?, File::open(b)) else { return Ok(false) };
+    let (mut left, mut right) = (vec![0; 1 << 20], vec![0; 1 << 20]);
+    if a.metadata()?.len() != b.metadata()?.len() {
+        return Ok(false);
+    }
+    loop {
+        let n = a.read(&mut left)?;
+        if n == 0 {
+            return Ok(true);
+        }
+        b.read_exact(&mut right[..n])?;
+        if left[..n] != right[..n] {
+            return Ok(false);
+        }
+    }
+}

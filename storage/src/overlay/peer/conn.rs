@@ -9,6 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use super::state::{Kind, Upload};
 use super::{Shared, Verified};
@@ -25,9 +26,11 @@ const KEEP_ALIVE: Duration = Duration::from_secs(45);
 /// How a peer of ours is told from an ordinary client before anything else is said.
 const PEER_ID_PREFIX: &[u8; 8] = b"-ST0100-";
 const READ_BUFFER: usize = 128 << 10;
-/// A read that brings less than this in the middle of a group is followed by a pause.
-const GATHER_BELOW: usize = 8 << 10;
-const GATHER: Duration = Duration::from_millis(8);
+/// While more than this of a group is on its way, what comes gathers in the kernel: for most of the time that the rest will
+/// take, at most so long; a pause too short for the timer is not made.
+const GATHER_ABOVE: usize = 6 << 10;
+const GATHER_MAX: Duration = Duration::from_millis(40);
+const GATHER_MIN: Duration = Duration::from_millis(3);
 
 /// Carries a connection from its first byte to its last.
 pub async fn run(shared: Arc<Shared>, stream: TcpStream, address: SocketAddr, outgoing: bool) {
@@ -114,6 +117,7 @@ fn same_token(theirs: &str, meta: &Metainfo) -> bool {
 }
 
 async fn reader(shared: &Shared, id: SourceId, node: NodeId, mut read: OwnedReadHalf, mut buffer: BytesMut) {
+    let mut last = Instant::now();
     loop {
         loop {
             match wire::decode(&mut buffer) {
@@ -131,16 +135,25 @@ async fn reader(shared: &Shared, id: SourceId, node: NodeId, mut read: OwnedRead
             }
         }
         buffer.reserve(READ_BUFFER);
+        let begun = !buffer.is_empty();
         match tokio::time::timeout(SILENCE, read.read_buf(&mut buffer)).await {
             Ok(Ok(n)) if n > 0 => {
-                // On a slow link every packet would wake us; let the rest of a group gather in the kernel.
-                if n < GATHER_BELOW && wire::lacking(&buffer) > GATHER_BELOW {
-                    tokio::time::sleep(GATHER).await;
+                // On a slow link every packet would wake us.
+                let pause = pause(n, last.elapsed(), wire::lacking(&buffer)).filter(|_| begun);
+                last = Instant::now();
+                if let Some(pause) = pause {
+                    tokio::time::sleep(pause).await;
                 }
             }
             _ => return,
         }
     }
+}
+
+/// How long to let `lacking` bytes gather, when the last `n` took `elapsed`.
+fn pause(n: usize, elapsed: Duration, lacking: usize) -> Option<Duration> {
+    let rest = elapsed.mul_f64(lacking as f64 / n as f64 * 0.75).min(GATHER_MAX);
+    (lacking > GATHER_ABOVE && rest >= GATHER_MIN).then_some(rest)
 }
 
 async fn take(shared: &Shared, id: SourceId, node: NodeId, message: Message) -> Result<(), &'static str> {
@@ -241,15 +254,17 @@ async fn give(
     };
     // Read here and not on a blocking thread: what is given was written moments ago and lies in the page cache, and two
     // thread switches per group cost more than the copy.
-    let data = shared.files.read(bytes).map_err(|e| {
+    let len = (bytes.end - bytes.start) as usize;
+    let head = out.len();
+    out.resize(head + len, 0);
+    shared.files.read_into(bytes.start, &mut out[head..]).map_err(|e| {
         tracing::warn!(error = %e, "cannot read what was to be given");
         std::io::Error::other(e)
     })?;
-    shared.up.take(data.len()).await;
+    shared.up.take(len).await;
     write.write_all(out).await?;
-    write.write_all(&data).await?;
     drop(permit);
-    shared.state().given(data.len());
+    shared.state().given(len);
     if let (Some(book), Some(piece)) = (&shared.book, ends) {
         book.sent(node, piece);
         shared.dispatch();

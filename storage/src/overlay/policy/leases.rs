@@ -1,0 +1,200 @@
+//! Origin leases: which piece leaves the origin for which node, each once before any twice.
+
+use std::ops::Range;
+
+use super::{Demand, Lease, Millis, Mode, Node, NodeId, Piece, Policy};
+
+/// After so many smoothed lease times, but never sooner than the least, a lease is given to another.
+const LEASE_PATIENCE: u64 = 8;
+const LEASE_MS_MIN: Millis = 3000;
+/// A node whose leases take so many times as long as all nodes' is given one only when others have as many as this more.
+const SLOW_FACTOR: f64 = 2.0;
+const SLOW_BEHIND: u32 = 2;
+
+impl Node {
+    /// Leases that it bears already; a slow node counts as bearing more.
+    fn burden(&self) -> u32 {
+        self.outstanding + if self.slow { SLOW_BEHIND } else { 0 }
+    }
+
+    /// Who is next: least burden first, then fewest leases so far.
+    fn turn(&self, id: NodeId) -> (u32, u32, NodeId) {
+        (self.burden(), self.leased, id)
+    }
+}
+
+impl Policy {
+    /// The node can take what the origin sends (it is connected to it, or asks for a lease by announce).
+    pub fn connected(&mut self, id: NodeId, connected: bool) {
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.connected = connected;
+        }
+        if !connected {
+            self.take_back(id);
+        }
+        self.refresh(id);
+    }
+
+    /// The next lease to send, if a slot and a ready node are there. Call again until `None`.
+    pub fn next_lease(&mut self, now: Millis) -> Option<(NodeId, u32)> {
+        while self.sending < self.slots.now {
+            let (_, _, id) = *self.ready.first()?;
+            match self.lease_for(now, id) {
+                Some(piece) => return Some((id, piece)),
+                None => {
+                    self.unready(id);
+                    self.dry.insert(id);
+                }
+            }
+        }
+        self.slots.limited |= !self.ready.is_empty();
+        None
+    }
+
+    /// A lease for one node, as when it asks by announce to read from object storage itself.
+    pub fn lease_for(&mut self, now: Millis, id: NodeId) -> Option<u32> {
+        if self.sending >= self.slots.now {
+            self.slots.limited = true;
+            return None;
+        }
+        let node = self.nodes.get(&id)?;
+        if node.burden() >= self.config.leases_per_node || !self.may_lease(id, node.role) {
+            return None;
+        }
+        let piece = match self.config.mode {
+            Mode::Ours | Mode::Tree => self.next_free(node),
+            Mode::Central => self.next_missing(id, node),
+            Mode::Paper | Mode::Plain => self.random_missing(id),
+        }?;
+        self.unready(id);
+        let node = self.nodes.get_mut(&id)?;
+        node.outstanding += 1;
+        node.leased += 1;
+        node.cursor = piece + 1;
+        self.free.clear(piece);
+        self.pieces[piece as usize] = Piece::Leased;
+        self.out.insert((id, piece), Lease { since: now, sent: false });
+        self.sending += 1;
+        self.leases += 1;
+        self.refresh(id);
+        Some(piece)
+    }
+
+    fn next_free(&self, node: &Node) -> Option<u32> {
+        let inside =
+            |range: &Range<u32>, from: u32| self.free.next_from(from.max(range.start)).filter(|p| *p < range.end);
+        let (own, seed): (Vec<_>, Vec<_>) = node.demand.iter().partition(|d| !d.seed_only);
+        let later = own.iter().filter_map(|d| inside(&d.range, node.cursor)).next();
+        later
+            .or_else(|| own.iter().filter_map(|d| inside(&d.range, 0)).next())
+            .or_else(|| seed.iter().filter_map(|d| inside(&d.range, 0)).next())
+    }
+
+    /// The next piece that the node lacks, whoever else has read it.
+    fn next_missing(&self, id: NodeId, node: &Node) -> Option<u32> {
+        let lacks = |p: &u32| !node.have.get(*p) && !self.out.contains_key(&(id, *p));
+        node.demand.iter().flat_map(|d| d.range.clone()).find(lacks)
+    }
+
+    /// The paper's repository fall-back: any piece the node lacks, whoever else has read it.
+    fn random_missing(&mut self, id: NodeId) -> Option<u32> {
+        let node = self.nodes.get(&id)?;
+        let Demand { range, .. } = node.demand.get(self.rng.index(node.demand.len()))?;
+        let from = range.start + self.rng.below(u64::from(range.end - range.start)) as u32;
+        let lacks = |p: &u32| !node.have.get(*p) && !self.out.contains_key(&(id, *p));
+        (from..range.end).chain(range.start..from).find(lacks)
+    }
+
+    /// All bytes of the lease have left the origin: its slot is free again.
+    pub fn lease_sent(&mut self, now: Millis, id: NodeId, piece: u32) {
+        if let Some(lease) = self.out.get_mut(&(id, piece))
+            && !std::mem::replace(&mut lease.sent, true)
+        {
+            self.sending = self.sending.saturating_sub(1);
+            self.slots.done += 1;
+            self.slots.turn(now, self.lease_ms);
+        }
+    }
+
+    /// The node holds the leased piece, verified.
+    pub fn lease_done(&mut self, now: Millis, id: NodeId, piece: u32) {
+        self.lease_sent(now, id, piece);
+        let Some(Lease { since, .. }) = self.out.remove(&(id, piece)) else { return };
+        let took = now.saturating_sub(since) as f64;
+        self.lease_ms = if self.lease_ms == 0.0 { took } else { 0.9 * self.lease_ms + 0.1 * took };
+        self.pieces[piece as usize] = Piece::Given { node: id };
+        self.unready(id);
+        let usual = self.lease_ms;
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.lease_ms = if node.lease_ms == 0.0 { took } else { 0.7 * node.lease_ms + 0.3 * took };
+            node.slow = node.lease_ms > SLOW_FACTOR * usual;
+            node.outstanding = node.outstanding.saturating_sub(1);
+            node.got += 1;
+            node.have.set(piece);
+        }
+        self.refresh(id);
+        self.progress(id);
+    }
+
+    /// The origin refused or failed (503, time-out): fewer at once, and the piece is free again.
+    pub fn lease_failed(&mut self, now: Millis, id: NodeId, piece: u32) {
+        if self.out.contains_key(&(id, piece)) {
+            self.release(id, piece);
+            self.slots.complain(now);
+        }
+    }
+
+    fn release(&mut self, id: NodeId, piece: u32) {
+        let Some(lease) = self.out.remove(&(id, piece)) else { return };
+        if !lease.sent {
+            self.sending = self.sending.saturating_sub(1);
+        }
+        self.unready(id);
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.outstanding = node.outstanding.saturating_sub(1);
+        }
+        if self.pieces[piece as usize] == Piece::Leased {
+            self.free_again(piece);
+        }
+        self.refresh(id);
+    }
+
+    pub(super) fn free_again(&mut self, piece: u32) {
+        self.pieces[piece as usize] = Piece::Free;
+        self.free.set(piece);
+        let dry = std::mem::take(&mut self.dry);
+        dry.into_iter().for_each(|id| self.refresh(id));
+    }
+
+    pub(super) fn unready(&mut self, id: NodeId) {
+        if let Some(node) = self.nodes.get(&id) {
+            self.ready.remove(&node.turn(id));
+        }
+    }
+
+    pub(super) fn refresh(&mut self, id: NodeId) {
+        let Some(node) = self.nodes.get(&id) else { return };
+        let key = node.turn(id);
+        let fit = node.connected && !node.complete && self.may_lease(id, node.role);
+        if fit && node.burden() < self.config.leases_per_node && !self.dry.contains(&id) {
+            self.ready.insert(key);
+        } else {
+            self.ready.remove(&key);
+        }
+    }
+
+    /// Pieces that only `id` was to bring become free again.
+    fn take_back(&mut self, id: NodeId) {
+        let mine: Vec<_> = self.out.range((id, 0)..=(id, u32::MAX)).map(|((_, piece), _)| *piece).collect();
+        mine.into_iter().for_each(|piece| self.release(id, piece));
+    }
+
+    /// Leases that took too long are given to others.
+    pub(super) fn expire_leases(&mut self, now: Millis) {
+        let patience = ((self.lease_ms * LEASE_PATIENCE as f64) as Millis).max(LEASE_MS_MIN);
+        let late: Vec<_> =
+            self.out.iter().filter(|(_, l)| now.saturating_sub(l.since) > patience).map(|(key, _)| *key).collect();
+        late.into_iter().for_each(|(id, piece)| self.release(id, piece));
+        self.slots.turn(now, self.lease_ms);
+    }
+}
