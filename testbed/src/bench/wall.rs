@@ -4,7 +4,7 @@
 //! The two alternate, so that both see the same neighbours; the ratio is that of the medians.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -15,6 +15,7 @@ use storage::object::ObjectPath;
 
 use super::rig::{Outcome, Rig};
 use super::{Figure, cpu, load_average, median};
+use crate::demo::put_film;
 use crate::film::Film;
 use crate::process::tied;
 
@@ -23,6 +24,9 @@ pub struct WallArgs {
     /// Length of the film.
     #[arg(long, default_value_t = 2.0)]
     pub minutes: f64,
+    /// A film of that length made earlier by `testbed film make`, instead of one made now.
+    #[arg(long)]
+    pub film: Option<PathBuf>,
     /// Pairs of a job and a plain run.
     #[arg(long, default_value_t = 3)]
     pub runs: u32,
@@ -36,7 +40,7 @@ pub struct WallArgs {
 
 impl Default for WallArgs {
     fn default() -> Self {
-        Self { minutes: 2.0, runs: 3, hosts: 1, threads: 2 }
+        Self { minutes: 2.0, film: None, runs: 3, hosts: 1, threads: 2 }
     }
 }
 
@@ -59,7 +63,13 @@ pub async fn run(args: WallArgs) -> Result<Vec<Figure>> {
     ensure!(args.runs > 0, "at least one run");
     let seconds = (args.minutes * 60.0).round() as u32;
     let mut rig = Rig::start(args.hosts).await?;
-    let (path, source) = rig.film(&Film { seconds, ..Film::default() }).await?;
+    let (path, source) = match args.film {
+        Some(path) => {
+            let (source, _) = put_film(&rig.world.document, &path).await?;
+            (path, source)
+        }
+        None => rig.film(&Film { seconds, ..Film::default() }).await?,
+    };
     let size = std::fs::metadata(&path)?.len();
     let key = source.strip_prefix("s3:/").context("name the source")?.to_owned();
     let url = presigned(&rig, &source).await?;
