@@ -3,7 +3,6 @@
 //! Each test has one real world and makes several claims in it, one after the other; a world at a time, for they are heavy.
 
 mod hostile;
-mod stage;
 
 use std::path::Path;
 
@@ -14,7 +13,7 @@ use nix::unistd::Pid;
 use testbed::s3::Faults;
 use testbed::world::StoreOptions;
 
-use stage::{Order, Stage};
+use super::stage::{Order, Stage, film_bytes};
 
 /// An encoder that fails as long as there is a file `broken` beside it.
 fn fragile_encoder(dir: &Path) -> std::path::PathBuf {
@@ -75,7 +74,8 @@ async fn a_target_with_another_jobs_result_is_refused_and_left_alone(stage: &Sta
 async fn a_bad_source_fails_the_job_with_its_reason(stage: &Stage) {
     stage.put("empty.mp4", Vec::new()).await;
     stage.put("text.mp4", b"To whom it may concern: this is no film.\n".repeat(100)).await;
-    stage.put("cut.mp4", stage.film[..stage.film.len() / 2].to_vec()).await;
+    let film = film_bytes();
+    stage.put("cut.mp4", film[..film.len() / 2].to_vec()).await;
     for (source, code) in [
         ("missing.mp4", "source-missing"),
         ("forbidden/film.mp4", "source-forbidden"),
@@ -91,34 +91,22 @@ async fn a_bad_source_fails_the_job_with_its_reason(stage: &Stage) {
 }
 
 async fn a_source_replaced_at_work_fails_the_job(stage: &Stage) {
-    stage.put("changing.mp4", stage.film.clone()).await;
+    stage.put("changing.mp4", film_bytes()).await;
     let id = stage.submit(&Order { preset: "veryslow", ..Order::new("changing.mp4", "changing") }).await;
     stage.job_when(&id, |job| job.parts.iter().any(|part| part.bytes > 0)).await;
-    let mut other = stage.film.clone();
+    let mut other = film_bytes();
     *other.last_mut().unwrap() ^= 1;
     stage.put("changing.mp4", other).await;
     refused(&stage.end_of(&id).await, "source-changed");
 }
 
 async fn a_killed_encoder_costs_a_try_and_nothing_else(stage: &Stage) {
-    let id = stage.submit(&Order { preset: "veryslow", ..Order::new("film.mp4", "killed") }).await;
-    let mark = stage.state().to_str().unwrap().to_owned();
-    let pid = stage.wait("an encoder at work", async || encoder_of(&mark)).await;
+    let id = stage.submit(&Order::slow("killed")).await;
+    let pid = stage.process("ffmpeg", "").await;
     kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
     let job = stage.end_of(&id).await;
     stage.is_right(&job).await;
     assert_eq!(job.parts.iter().filter(|part| part.attempt == 2).count(), 1, "{:?}", job.parts);
-}
-
-/// An ffmpeg below the world's directory.
-fn encoder_of(mark: &str) -> Option<i32> {
-    let pids = std::fs::read_dir("/proc").unwrap().flatten().filter_map(|e| e.file_name().to_str()?.parse().ok());
-    let is_one = |pid: &i32| {
-        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let line = String::from_utf8_lossy(&line);
-        line.starts_with("ffmpeg\0") && line.contains(mark)
-    };
-    pids.into_iter().find(is_one)
 }
 
 async fn an_encoder_that_always_fails_ends_the_job_with_its_last_words(stage: &Stage, tools: &Path) {

@@ -1,13 +1,21 @@
 //! Against real parts.
 
+mod cli;
+mod console;
+mod crashes;
 mod demo;
 mod faults;
 mod film;
 mod host;
 mod jobs;
+mod person;
 mod player;
+mod profanity;
 mod prosody;
 mod published;
 mod s3;
 mod shelf;
+mod stage;
+mod strangers;
+mod terminal;
 mod world;

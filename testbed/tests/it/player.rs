@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use testbed::{
     browser::{Browser, Playback, play},
-    film::Rate,
+    film::{Film, Rate},
 };
 
 use super::shelf::{Served, Shelf, serve};
@@ -37,6 +37,16 @@ async fn chromium_shows_every_frame_of_the_smil_without_a_halt() {
     let seen = play(&player_url(&pages, &store)).await.unwrap();
     assert_whole(&seen, &shelf);
     assert_eq!((seen.stalls, seen.state.as_str()), (0, "ended"), "{seen:?}");
+}
+
+/// Parts end within a frame's time here, and key frames are leaned on from before them.
+#[tokio::test]
+async fn a_film_of_29_97_frames_a_second_with_open_groups_is_shown_whole() {
+    let rate = Rate { num: 30_000, den: 1001 };
+    let shelf = Shelf::fill_with(&Film { seconds: 12, rate, height: 360, open_gop: true, ..Film::default() }, &[180]);
+    let (store, pages) = (shelf.serve().await, pages().await);
+    shelf.publish(&shelf.film, &store.base);
+    assert_whole(&play(&player_url(&pages, &store)).await.unwrap(), &shelf);
 }
 
 #[tokio::test]

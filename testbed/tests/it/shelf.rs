@@ -42,10 +42,13 @@ pub struct Served {
 impl Shelf {
     /// `seconds` of film in parts of three seconds, one rendition a height.
     pub fn fill(seconds: u32, rate: Rate, heights: &[u32]) -> Self {
+        Self::fill_with(&film::Film { seconds, rate, height: 360, ..film::Film::default() }, heights)
+    }
+
+    pub fn fill_with(source: &film::Film, heights: &[u32]) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let source = film::Film { seconds, rate, height: 360, container: film::Container::Mp4, open_gop: false };
         let path = dir.path().join("source.mp4");
-        film::make(&source, &path).unwrap();
+        film::make(source, &path).unwrap();
         let bytes = std::fs::read(&path).unwrap();
         let plan = plan(&bytes, &PlanOptions { chunk_seconds: 3.0, ..PlanOptions::default() });
 
@@ -108,7 +111,7 @@ impl Shelf {
             renditions: tracks,
             sound,
         };
-        let expected = Expected { frames: source.frames(), rate };
+        let expected = Expected { frames: source.frames(), rate: source.rate };
         Self { files: Arc::new(RwLock::new(files)), film, expected }
     }
 

@@ -14,9 +14,10 @@ use federation::timers::Timers;
 use federation::xmpp::{Agent, AgentEvent, BareJid, Element, FullJid, Responder, XmppConfig};
 use sha2::{Digest, Sha256};
 use storage::film::part::{PartSpec, Work};
+use storage::hex::hex;
 use tokio::sync::mpsc;
 
-use super::stage::{Order, Stage};
+use crate::stage::{Order, Stage};
 
 const ANSWER: Duration = Duration::from_secs(30);
 
@@ -171,10 +172,6 @@ fn contract(award: &Award) -> String {
     hex(&hash.finalize())
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 #[tokio::test]
 async fn hostile_domains_do_not_keep_a_job_from_ending_right_and_are_marked() {
     let names = ["a.test", "b.test", "silent.test", "vanisher.test", "liar.test", "thief.test", "flooder.test"];
@@ -262,7 +259,7 @@ async fn whoever_sends_another_object_than_it_says_is_found_out(stage: &Stage) {
 
 async fn whoever_speaks_for_anothers_lease_is_not_heard(stage: &Stage) {
     let mut puppet = Puppet::enter(stage, "thief.test").await;
-    let id = stage.submit(&Order { preset: "veryslow", ..Order::new("film.mp4", "stolen") }).await;
+    let id = stage.submit(&Order::slow("stolen")).await;
     let Won { home, job, award } = puppet.win(1).await;
     let parts = vec![PartRef { part: award.parts[0].part, attempt: award.parts[0].attempt }];
     let (lease, secret) = (award.lease.clone(), award.secret.clone());
@@ -300,7 +297,7 @@ async fn whoever_speaks_for_anothers_lease_is_not_heard(stage: &Stage) {
 
 async fn whoever_floods_is_cut_off(stage: &Stage) {
     let mut puppet = Puppet::enter(stage, "flooder.test").await;
-    let id = stage.submit(&Order { preset: "veryslow", ..Order::new("film.mp4", "flooded") }).await;
+    let id = stage.submit(&Order::slow("flooded")).await;
     let (home, call, reply) = puppet.asked().await;
     puppet.answer(&call, reply, Body::Refuse(Refuse { reason: "busy".into(), retry_after_ms: None }));
     let mut flood = tokio::task::JoinSet::new();

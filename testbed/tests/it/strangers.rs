@@ -1,0 +1,164 @@
+//! Who is obeyed: in the Shell room this domain's clients, in binding requests the occupants of the Federation room whom it
+//! vouches for. All others get an error, and nothing of what they say is written down.
+
+use federation::cluster::Status;
+use federation::id::Millis;
+use federation::message::{Ad, Body, Cancel, Cfp, Envelope, PartCall, PartDone, Progress, Usage};
+use federation::xmpp::{Agent, AgentEvent, BareJid, Condition, Element, IqFailure, XmppConfig};
+use tokio::sync::mpsc;
+
+use super::person::{Person, log_in, query, submission, wait};
+use super::stage::{Order, PATIENCE, Stage, holds};
+
+/// In everything that is refused here, and in nothing else.
+const MARK: &str = "j-of-a-stranger";
+
+/// Requests that a member of the Federation room would be answered.
+fn all_bindings(from: &str) -> Vec<Element> {
+    let (lease, secret, parts) = (MARK.into(), MARK.to_owned(), Vec::new());
+    let cfp = Cfp {
+        kind: "transcode".into(),
+        deadline: None,
+        budget_left: None,
+        bid_by: Millis(u64::MAX),
+        hold_ms: 60_000,
+        depth_left: 1,
+        parts: vec![PartCall { part: 0, bytes: 1, work_ms: 1 }],
+    };
+    let (outputs, usage) = (Vec::new(), Usage::default());
+    let done = PartDone { lease, secret: secret.clone(), part: 0, attempt: 1, by: None, outputs, usage };
+    let progress = Progress { lease: MARK.into(), secret: secret.clone(), parts: Vec::new() };
+    let cancel = Cancel { lease: MARK.into(), secret, reason: "because".into(), parts };
+    let bodies = [Body::Cfp(cfp), Body::PartDone(done), Body::Progress(progress), Body::Cancel(cancel)];
+    let envelope = |(n, body): (usize, Body)| Envelope {
+        id: format!("{MARK}-{n}").as_str().into(),
+        job: MARK.into(),
+        home: from.into(),
+        epoch: 1,
+        seq: n as u64 + 1,
+        sent_at: Millis(1),
+        expires_at: Millis(u64::MAX),
+        path: vec![from.into()],
+        body,
+    };
+    bodies.into_iter().enumerate().map(envelope).map(Element::from).collect()
+}
+
+/// Each is answered with the error `forbidden`.
+async fn is_refused(agent: &Agent, person: &Person, requests: Vec<Element>) {
+    for payload in requests {
+        let answer = agent.iq_set(person.manager.clone().into(), payload.clone(), PATIENCE).await;
+        let Err(IqFailure::Remote(error)) = answer else { panic!("{payload:?}: {answer:?}") };
+        assert_eq!(error.defined_condition, Condition::Forbidden, "{payload:?}");
+        assert!(!error.texts.is_empty(), "it says why");
+    }
+}
+
+/// The account of a domain's cluster manager, in a session of its own.
+fn manager_account(stage: &Stage, domain: &str) -> (Agent, mpsc::Receiver<AgentEvent>) {
+    let config = std::fs::read_to_string(stage.state().join(domain).join("cm/config.toml")).unwrap();
+    let config: toml::Table = toml::from_str(&config).unwrap();
+    let xmpp: XmppConfig = config["xmpp"].clone().try_into().unwrap();
+    Agent::start(&xmpp).unwrap()
+}
+
+async fn online(events: &mut mpsc::Receiver<AgentEvent>) {
+    wait(events, |event| matches!(event, AgentEvent::Online { .. }).then_some(())).await;
+}
+
+#[tokio::test]
+async fn requests_of_outsiders_are_refused_and_not_written_down() {
+    let stage = Stage::start(|options| {
+        options.domains.truncate(2);
+        options.unmanned = vec!["b.test".into()];
+        options.hosts = 1;
+    })
+    .await;
+    let person = Person::come_in(&stage).await;
+    let before = stage.domains().await;
+    a_stranger_gets_nothing(&stage, &person).await;
+    // Nor may somebody of the own domain speak for it.
+    is_refused(&person.agent, &person, all_bindings("a.test")).await;
+    an_admitted_account_outside_the_room_is_not_heard(&stage, &person).await;
+    an_occupant_without_affiliation_is_not_heard(&stage, &person).await;
+    assert_eq!(stage.domains().await, before);
+    assert_eq!(stage.ask(&["jobs"]).await.1, serde_json::json!([]));
+
+    let journal = stage.state().join("a.test/cm/state/journal");
+    stage.done(&Order::new("film.mp4", "honest")).await;
+    assert_ne!(holds(&journal, "s3://films/honest/"), Vec::<std::path::PathBuf>::new(), "it is looked for aright");
+    assert_eq!(holds(&journal, MARK), Vec::<std::path::PathBuf>::new());
+    stage.end().await;
+}
+
+async fn a_stranger_gets_nothing(stage: &Stage, person: &Person) {
+    let client = &stage.domain(1).client;
+    let (stranger, mut events) = log_in(stage, 1, &client.jid, &client.password);
+    stranger.join(&person.room, "stranger", None).await.unwrap();
+    let why = wait(&mut events, |event| match event {
+        AgentEvent::RoomLost { why, .. } => Some(why),
+        AgentEvent::RoomJoined { .. } => panic!("a stranger is in the room"),
+        _ => None,
+    });
+    assert_eq!(why.await, "registration-required");
+    let status = Status {
+        task: format!("{MARK}/0/1"),
+        state: "done".into(),
+        bytes: 0,
+        percent: 0.0,
+        outputs: Vec::new(),
+        usage: None,
+        failure: None,
+    };
+    let questions = vec![
+        query("jobs", ""),
+        query("help", ""),
+        query("cancel", MARK),
+        submission(&Order::new(MARK, MARK).xml()),
+        status.into(),
+    ];
+    is_refused(&stranger, person, questions).await;
+    is_refused(&stranger, person, all_bindings("b.test")).await;
+    stranger.close().await;
+}
+
+/// Its domain is a member of the federation, but nobody speaks for that now.
+async fn an_admitted_account_outside_the_room_is_not_heard(stage: &Stage, person: &Person) {
+    let (manager, mut events) = manager_account(stage, "b.test");
+    online(&mut events).await;
+    is_refused(&manager, person, all_bindings("b.test")).await;
+    manager.close().await;
+}
+
+/// As if the room's owner had forgotten to close it.
+async fn an_occupant_without_affiliation_is_not_heard(stage: &Stage, person: &Person) {
+    let room: BareJid = "federation@conference.a.test".parse().unwrap();
+    let (owner, mut events) = manager_account(stage, "a.test");
+    online(&mut events).await;
+    owner.room_config(&room, &[("muc#roomconfig_membersonly", "0")]).await.unwrap();
+    let client = &stage.domain(1).client;
+    let (occupant, mut events) = log_in(stage, 1, &client.jid, &client.password);
+    let ad = Ad {
+        domain: "b.test".into(),
+        epoch: 1,
+        seq: 1,
+        health: "ok".into(),
+        slots: 100,
+        slots_free: 100,
+        price: 0.0,
+        region: None,
+        kinds: "transcode".into(),
+        version: MARK.into(),
+    };
+    occupant.join(&room, "b.test", Some(ad.into())).await.unwrap();
+    wait(&mut events, |event| match event {
+        AgentEvent::RoomJoined { .. } => Some(()),
+        AgentEvent::RoomLost { why, .. } => panic!("{why}"),
+        _ => None,
+    })
+    .await;
+    is_refused(&occupant, person, all_bindings("b.test")).await;
+    occupant.close().await;
+    owner.room_config(&room, &[("muc#roomconfig_membersonly", "1")]).await.unwrap();
+    owner.close().await;
+}
