@@ -38,6 +38,8 @@ pub struct Config {
     pub leases_per_node: u32,
     /// Upper bound of leases being sent at once (connections the origin bears).
     pub slots_max: u32,
+    /// A lease is given to another no sooner: long where a node reads much under one lease.
+    pub lease_ms_min: Millis,
 }
 
 impl Default for Config {
@@ -50,6 +52,7 @@ impl Default for Config {
             relay_pieces: 2,
             leases_per_node: 3,
             slots_max: 1024,
+            lease_ms_min: 3000,
         }
     }
 }
@@ -57,7 +60,6 @@ impl Default for Config {
 /// Announces a node may miss; also the number of smoothed lease times after which a lease is given to another.
 const TTL_INTERVALS: u64 = 6;
 const LEASE_PATIENCE: u64 = 8;
-const LEASE_MS_MIN: Millis = 3000;
 /// Goodput must grow by this factor for one more slot to have been worth it.
 const SLOT_GAIN: f64 = 1.05;
 /// Useless edges moved per tick.
@@ -171,6 +173,10 @@ struct Slots {
     hold: u32,
     /// Doubling until the first time that more slots were not worth it.
     eager: bool,
+    complained: Option<Millis>,
+    /// Milliseconds to the origin's first byte: smoothed, and the least seen.
+    first_byte: f64,
+    first_byte_least: f64,
 }
 
 impl Policy {
@@ -186,6 +192,9 @@ impl Policy {
             grew: false,
             hold: 0,
             eager: true,
+            complained: None,
+            first_byte: 0.0,
+            first_byte_least: f64::INFINITY,
         };
         Self {
             rng: Rng::new(seed),
@@ -493,6 +502,11 @@ impl Policy {
         }
     }
 
+    /// The origin took `first_byte_ms` to its first byte: far beyond its least, its queue grows and it complains so.
+    pub fn origin_answered(&mut self, now: Millis, first_byte_ms: Millis) {
+        self.slots.answered(now, first_byte_ms as f64);
+    }
+
     fn release(&mut self, id: NodeId, piece: u32) {
         let Some(lease) = self.out.remove(&(id, piece)) else { return };
         if !lease.sent {
@@ -578,7 +592,7 @@ impl Policy {
         let silent = now.saturating_sub(TTL_INTERVALS * self.config.interval_ms);
         let lost: Vec<_> = self.nodes.iter().filter(|(_, n)| n.seen < silent).map(|(id, _)| *id).collect();
         lost.into_iter().for_each(|id| self.leave(id));
-        let patience = ((self.lease_ms * LEASE_PATIENCE as f64) as Millis).max(LEASE_MS_MIN);
+        let patience = ((self.lease_ms * LEASE_PATIENCE as f64) as Millis).max(self.config.lease_ms_min);
         let late: Vec<_> =
             self.out.iter().filter(|(_, l)| now.saturating_sub(l.since) > patience).map(|(key, _)| *key).collect();
         late.into_iter().for_each(|(id, piece)| self.release(id, piece));
@@ -682,7 +696,26 @@ impl Slots {
         (self.window_start, self.done, self.limited) = (now, 0, false);
     }
 
+    /// Smoothed time to the first byte beyond which the origin is taken to be full, as a multiple of its least, and at least.
+    const SLOW: f64 = 3.0;
+    const SLOW_MS: f64 = 250.0;
+
+    fn answered(&mut self, now: Millis, took: f64) {
+        self.first_byte = if self.first_byte == 0.0 { took } else { 0.8 * self.first_byte + 0.2 * took };
+        // The least is forgotten slowly: routes and stores change.
+        self.first_byte_least = (self.first_byte_least * 1.001).min(took.max(1.0));
+        if self.first_byte > self.first_byte_least * Self::SLOW + Self::SLOW_MS {
+            self.complain(now);
+        }
+    }
+
+    /// Halves; what was refused together counts once.
     fn complain(&mut self, now: Millis) {
+        if self.complained.is_some_and(|at| now.saturating_sub(at) < Self::WINDOW_MS) {
+            return;
+        }
+        self.complained = Some(now);
+        self.first_byte = 0.0;
         self.now = (self.now / 2).max(1);
         self.hold = 5;
         self.eager = false;
@@ -808,6 +841,21 @@ mod tests {
         let (id, piece) = policy.next_lease(0).unwrap();
         policy.lease_failed(1, id, piece);
         assert_eq!((before, policy.snapshot().slots), (27, 13));
+    }
+
+    #[test]
+    fn refusals_of_one_moment_count_once_and_slow_first_bytes_count_too() {
+        let mut policy = policy(1000, 5000);
+        let relays: Vec<_> = (0..1000).filter(|id| policy.role(*id) == Role::Relay).collect();
+        for id in relays.iter().take(5) {
+            let piece = policy.lease_for(0, *id).unwrap();
+            policy.lease_failed(1, *id, piece);
+        }
+        assert_eq!(policy.snapshot().slots, 13);
+        (0..20).for_each(|i| policy.origin_answered(1000 + i, 10));
+        assert_eq!(policy.snapshot().slots, 13);
+        (0..20).for_each(|i| policy.origin_answered(2000 + i, 400));
+        assert_eq!(policy.snapshot().slots, 6);
     }
 
     #[test]

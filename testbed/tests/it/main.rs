@@ -5,6 +5,7 @@ mod faults;
 mod film;
 mod host;
 mod jobs;
+mod origin;
 mod player;
 mod prosody;
 mod published;
