@@ -15,6 +15,8 @@ use clap::{Parser, Subcommand};
 use federation::job::Job;
 use serde::Serialize;
 
+use crate::load::{self, LoadArgs};
+use crate::plan::{self, PlanArgs};
 use crate::shell::{self, Command as Question};
 use crate::swarm;
 use crate::view::{DomainDoc, ErrorDoc, JobDoc};
@@ -77,15 +79,26 @@ enum Command {
     /// Load machines from one source as fast as the network allows; needs no federation.
     #[command(subcommand)]
     Swarm(swarm::Command),
+    /// Show who of N nodes would get which bytes, and the least time that can take; needs no federation.
+    Plan(PlanArgs),
+    /// Load one source onto N nodes of this machine and show how; needs no federation.
+    Load(LoadArgs),
 }
 
 /// Runs one command to its end.
 pub fn run(cli: Cli) -> Result<ExitCode> {
     // One thread also for a swarm: a capped peer needs no more, and is spared the switches between several.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
-    if let Command::Swarm(command) = cli.command {
-        return Ok(runtime.block_on(swarm::run(command)));
-    }
+    let cli = match cli {
+        Cli { command: Command::Swarm(command), .. } => return Ok(runtime.block_on(swarm::run(command))),
+        Cli { command: Command::Plan(args), json, .. } => return Ok(runtime.block_on(plan::run(args, json))),
+        Cli { command: Command::Load(args), json, .. } => {
+            // Many peers in one process: here several threads do help.
+            let many = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
+            return Ok(many.block_on(load::run(args, json)));
+        }
+        cli => cli,
+    };
     runtime.block_on(async {
         let question = match &cli.command {
             Command::Submit { file, .. } => {
@@ -100,7 +113,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
             Command::Cancel { id } => Question::Cancel(id.clone()),
             Command::Jobs => Question::Jobs,
             Command::Domains => Question::Domains,
-            Command::Swarm(_) => unreachable!("run above"),
+            Command::Swarm(_) | Command::Plan(_) | Command::Load(_) => unreachable!("run above"),
         };
         let link = Link::open(cli.access.resolve()?).await?;
         let code = answer(&cli, &link, &question).await;
@@ -127,7 +140,11 @@ async fn answer(cli: &Cli, link: &Link, question: &Question) -> Result<ExitCode>
             let job: JobDoc = serde_json::from_value(answer)?;
             print(cli.json, &job, || shell::describe_job(&job))
         }
-        Command::Submit { watch: true, .. } | Command::Watch { .. } | Command::Swarm(_) => {
+        Command::Submit { watch: true, .. }
+        | Command::Watch { .. }
+        | Command::Swarm(_)
+        | Command::Plan(_)
+        | Command::Load(_) => {
             let job: JobDoc = serde_json::from_value(answer)?;
             let job = watch::until_ended(link, job, cli.json).await?;
             print(cli.json, &job, || shell::describe_job(&job))?;

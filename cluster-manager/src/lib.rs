@@ -9,6 +9,8 @@ pub mod coordinator;
 pub mod film;
 pub mod hosts;
 pub mod journal;
+pub mod load;
+pub mod plan;
 pub mod record;
 pub mod rest;
 pub mod results;

@@ -1,40 +1,72 @@
 //! `starling swarm`: the overlay by itself, without XMPP or a broker.
 //!
-//! `serve` is controller and origin in one; `get` is a peer. Exit codes: 0 whole and verified, 3 the controller or its metainfo
-//! is at fault, 4 the disk is, 5 no byte came for too long, 130 interrupted (what arrived is kept).
+//! `serve` is controller and origin in one; `get` is a peer. Exit codes: 0 whole and verified, 2 usage, 3 the controller, its metainfo
+//! or the store is at fault, 4 the disk is, 5 no byte came for too long, 130 interrupted (what arrived is kept).
 
-use std::io::{IsTerminal, Read};
+pub mod source;
+
+use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
-use storage::overlay::client::Controller;
-use storage::overlay::layout::Layout;
-use storage::overlay::metainfo::{File, GroupHash, Maker, Metainfo};
+use storage::overlay::client::{Controller, Member, Stopped};
+use storage::overlay::layout::GROUP;
+use storage::overlay::metainfo::Metainfo;
+use storage::overlay::partition::{self, Part};
 use storage::overlay::peer::{Config, LeaseBook, Peer, Place, Progress};
 use storage::overlay::policy::{self, Mode};
-use storage::overlay::store::{Files, Store};
+use storage::overlay::store::Store;
 use tokio::net::TcpListener;
 
-use crate::torrent_controller::TorrentController;
+use self::source::{Hashed, Held, Opened, Source, StoreArgs, Wanted};
+use crate::torrent_controller::{self, LEASE_MS_MIN, Origin, StoreOrigin, TorrentController};
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Serve a file or a directory: torrent controller and origin in one
+    /// Serve a file, a directory or objects of a store: torrent controller and origin in one
+    #[command(after_help = "\
+Examples:
+  starling swarm serve set.bin --listen 10.0.0.1:7000
+  AWS_ACCESS_KEY_ID=… AWS_SECRET_ACCESS_KEY=… starling swarm serve s3://films/set/ --endpoint http://10.0.0.9:9000 --json
+
+Objects are read once, hashed, and kept in --cache, which then is the origin; with --from-store they are not kept, and the nodes
+read them from the store under leases. Either way a later run goes on with what the cache holds.
+
+Exit codes: 0 interrupted while serving, 2 usage, 3 the store or the address, 4 the source or the disk, 130 interrupted before.")]
     Serve(ServeArgs),
     /// Fetch what `serve` serves, and give it on
+    #[command(after_help = "\
+Examples:
+  starling swarm get http://10.0.0.1:7000/set.bin --dir /data --rate none
+  starling swarm get http://10.0.0.1:7000/set.bin --dir /data --part 3/20 --overlap 0.3
+
+Exit codes: 0 whole and verified, 2 usage, 3 the controller, its metainfo or the store, 4 the disk, 5 no byte came for too long,
+130 interrupted; what arrived is kept, and the next run goes on from it.")]
     Get(GetArgs),
 }
 
 #[derive(Debug, Args)]
 pub struct ServeArgs {
-    /// File or directory to serve
-    pub source: PathBuf,
+    /// File, directory, or s3://BUCKET/KEY-or-PREFIX to serve
+    pub source: Source,
+    #[command(flatten)]
+    pub store: StoreArgs,
+    /// Where hashes (and the bytes of objects) are kept; ~/.cache/starling/swarm unless given
+    #[arg(long, env = "STARLING_CACHE", value_name = "DIR")]
+    pub cache: Option<PathBuf>,
+    /// Keep no bytes of objects here: nodes read them from the store under leases
+    #[arg(long)]
+    pub from_store: bool,
+    /// How long the store may refuse every read before the load is given up
+    #[arg(long, default_value = "120s", value_parser = parse_duration)]
+    pub origin_patience: Duration,
     /// Address and port of the controller (HTTP); the origin's peer takes another port of the same address
     #[arg(long, default_value = "0.0.0.0:7000")]
     pub listen: SocketAddr,
@@ -77,6 +109,12 @@ pub struct GetArgs {
     /// Address and port to listen on for other peers; port 0 = any
     #[arg(long, default_value = "0.0.0.0:0")]
     pub listen: SocketAddr,
+    /// Take one of N equal parts, such as 3/20: it becomes the file NAME.3-of-20
+    #[arg(long, value_parser = parse_share, value_name = "I/N")]
+    pub part: Option<Share>,
+    /// With --part: hold this share of the next part too, for others
+    #[arg(long, default_value_t = 0.0, requires = "part")]
+    pub overlap: f64,
     /// Number of this machine's rack: peers of the same rack are preferred
     #[arg(long, default_value_t = 0)]
     pub rack: u32,
@@ -92,10 +130,19 @@ pub struct GetArgs {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate(pub Option<u64>);
 
+/// One of `of` parts, counted from 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Share {
+    pub number: usize,
+    pub of: usize,
+}
+
 /// Groups being written at once, and connections, for a peer and for the origin.
 const PEER_SLOTS: usize = 4;
 const PEER_CONNECTIONS: usize = 64;
 const ORIGIN_CONNECTIONS: usize = 16_384;
+/// How long a failed load is still told to its nodes, in seconds.
+const LAST_WORDS_S: u32 = 5;
 
 /// Why a command ended early: its exit code, and what to say.
 #[derive(Debug)]
@@ -105,9 +152,13 @@ pub struct Failure {
 }
 
 impl Failure {
-    fn new(exit: u8, code: &str, text: impl std::fmt::Display) -> Self {
+    pub fn new(exit: u8, code: &str, text: impl std::fmt::Display) -> Self {
         Self { exit, text: format!("{code}: {text}") }
     }
+}
+
+pub fn interruption() -> Failure {
+    Failure { exit: 130, text: "interrupted; the next run goes on from here".into() }
 }
 
 pub async fn run(command: Command) -> ExitCode {
@@ -126,11 +177,36 @@ pub async fn run(command: Command) -> ExitCode {
 
 // ---- serve ----
 
+impl ServeArgs {
+    /// Any free port of this machine alone, and no limits.
+    pub fn on_loopback(source: Source) -> Self {
+        Self {
+            source,
+            store: StoreArgs::default(),
+            cache: None,
+            from_store: false,
+            origin_patience: Duration::from_secs(120),
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            peer_port: 0,
+            rate: Rate(None),
+            expect: 0,
+            token: None,
+            mode: Mode::Ours,
+            streams: 1024,
+            json: false,
+        }
+    }
+}
+
 /// A swarm being served: controller, origin, and the task that lets time pass.
 pub struct Served {
     pub url: String,
+    pub meta: Arc<Metainfo>,
     pub controller: Arc<TorrentController>,
-    pub origin: Peer,
+    /// None where the nodes read from the store themselves.
+    pub origin: Option<Peer>,
+    /// Bytes that left the store while the source was hashed.
+    pub from_store: u64,
     service: tokio::task::JoinHandle<std::io::Result<()>>,
 }
 
@@ -140,33 +216,55 @@ impl Drop for Served {
     }
 }
 
+impl Served {
+    /// Bytes that the origin's peer has given.
+    pub fn given(&self) -> u64 {
+        self.origin.as_ref().map_or(0, |origin| origin.progress().given)
+    }
+}
+
 /// Hashes the source and starts serving it.
-pub async fn open(args: &ServeArgs) -> Result<Served, Failure> {
-    let token = args.token.clone().unwrap_or_else(|| uuid::Uuid::new_v4().simple().to_string());
-    let source = args.source.clone();
-    let scanned = tokio::task::spawn_blocking(move || scan(&source, &token)).await;
-    let (meta, hashes, files) = scanned.map_err(|e| Failure::new(4, "source-unreadable", e))??;
+pub async fn open(args: &ServeArgs, hashed: &Arc<Hashed>) -> Result<Served, Failure> {
+    let wanted = Wanted {
+        source: &args.source,
+        store: &args.store,
+        cache: args.cache.as_deref(),
+        from_store: args.from_store,
+        token: args.token.as_deref(),
+    };
+    let Opened { meta, hashes, held } = source::open(wanted, hashed).await?;
     let meta = Arc::new(meta);
     let cannot = |e: std::io::Error| Failure::new(3, "cannot-listen", e);
     let http = TcpListener::bind(args.listen).await.map_err(cannot)?;
     let listen = http.local_addr().map_err(cannot)?;
-    // The controller names the origin's address, and the origin asks the controller: find the port first.
-    let at = free_port(SocketAddr::new(listen.ip(), args.peer_port)).await.map_err(cannot)?;
-    let config =
+    let mut config =
         policy::Config { mode: args.mode, expected: args.expect, slots_max: args.streams, ..policy::Config::default() };
-    let controller = TorrentController::new(meta.clone(), config, at, seed());
-    let config = Config {
-        listen: at,
-        rate: args.rate.0,
-        upload_slots: PEER_SLOTS,
-        connections_max: ORIGIN_CONNECTIONS,
-        node: seed(),
+    let (controller, origin) = match held {
+        Held::Here(files) => {
+            // The controller names the origin's address, and the origin asks the controller: find the port first.
+            let at = free_port(SocketAddr::new(listen.ip(), args.peer_port)).await.map_err(cannot)?;
+            let controller = TorrentController::new(meta.clone(), config, Origin::Peer(at), seed());
+            let config = Config {
+                listen: at,
+                rate: args.rate.0,
+                upload_slots: PEER_SLOTS,
+                connections_max: ORIGIN_CONNECTIONS,
+                node: seed(),
+            };
+            let hashes = hashes.into_iter().map(Some).collect();
+            // In a plain swarm the origin is a seed like any other.
+            let book = (args.mode != Mode::Plain).then(|| controller.clone() as Arc<dyn LeaseBook>);
+            let origin = Peer::start(meta.clone(), hashes, Place::Whole(files), config, book);
+            (controller, Some(origin.await.map_err(cannot)?))
+        }
+        Held::Store(store, objects) => {
+            let layout = &meta.layout;
+            config.leases_per_node = torrent_controller::leases_per_node(layout.total(), layout.piece_len_max());
+            config.lease_ms_min = LEASE_MS_MIN;
+            let origin = StoreOrigin { store, objects, hashes, patience: args.origin_patience };
+            (TorrentController::new(meta.clone(), config, Origin::Store(origin), seed()), None)
+        }
     };
-    let hashes = hashes.into_iter().map(Some).collect();
-    // In a plain swarm the origin is a seed like any other.
-    let book = (args.mode != Mode::Plain).then(|| controller.clone() as Arc<dyn LeaseBook>);
-    let origin = Peer::start(meta.clone(), hashes, Place::Whole(files), config, book);
-    let origin = origin.await.map_err(cannot)?;
     let router = controller.router().into_make_service_with_connect_info::<SocketAddr>();
     let ticking = controller.clone();
     let service = tokio::spawn(async move {
@@ -181,23 +279,71 @@ pub async fn open(args: &ServeArgs) -> Result<Served, Failure> {
             () = passing => Ok(()),
         }
     });
-    Ok(Served { url: format!("http://{listen}/{}", meta.name), controller, origin, service })
+    let url = swarm_url(listen, &meta.name);
+    let from_store = hashed.from_store.load(Relaxed);
+    Ok(Served { url, meta, controller, origin, from_store, service })
 }
 
-async fn serve(args: ServeArgs) -> Result<(), Failure> {
-    let mut served = open(&args).await?;
-    let status = served.controller.status();
-    let bytes = served.origin.progress().bytes_held;
-    if args.json {
-        println!("{}", json!({"event": "serving", "url": served.url, "bytes": bytes, "peer": served.origin.address}));
-    } else {
-        println!("serving {} ({bytes} bytes) at {}", status.name, served.url);
-    }
-    let bar = bar(args.json, u64::from(status.pieces));
+/// The URL at which nodes find the swarm; names may hold what URLs may not.
+fn swarm_url(listen: SocketAddr, name: &str) -> String {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._~".contains(&b);
+    let name: String =
+        name.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect();
+    format!("http://{listen}/{name}")
+}
+
+/// Waits for the pass while showing it; interrupted, what it found is kept.
+pub async fn open_shown(args: &ServeArgs, bar: &ProgressBar) -> Result<Served, Failure> {
+    let hashed = Arc::<Hashed>::default();
+    let mut opening = std::pin::pin!(open(args, &hashed));
     let mut second = tokio::time::interval(Duration::from_secs(1));
     loop {
         tokio::select! {
-            _ = second.tick() => show_status(&served.controller, &served.origin, args.json, &bar),
+            opened = &mut opening => return opened,
+            _ = second.tick() => {
+                let (done, total) = (hashed.done.load(Relaxed), hashed.total.load(Relaxed));
+                if args.json {
+                    println!("{}", json!({"event": "hashing", "bytes": done, "total": total}));
+                }
+                bar.set_length(total);
+                bar.set_position(done);
+                bar.set_message("hashing");
+            }
+            () = interrupted() => {
+                hashed.stop.store(true, Relaxed);
+                return Err(interruption());
+            }
+        }
+    }
+}
+
+async fn serve(args: ServeArgs) -> Result<(), Failure> {
+    let bar = bar(args.json, 0);
+    let mut served = open_shown(&args, &bar).await?;
+    let (bytes, from_store) = (served.meta.layout.total(), served.from_store);
+    if args.json {
+        let peer = served.origin.as_ref().map(|origin| origin.address);
+        let serving =
+            json!({"event": "serving", "url": served.url, "bytes": bytes, "peer": peer, "from_store": from_store});
+        println!("{serving}");
+    } else {
+        println!("serving {} ({bytes} bytes) at {}", served.meta.name, served.url);
+    }
+    bar.set_length(u64::from(served.meta.layout.pieces()));
+    let mut second = tokio::time::interval(Duration::from_secs(1));
+    let mut failed = 0;
+    loop {
+        tokio::select! {
+            _ = second.tick() => {
+                show_status(&served, args.json, &bar);
+                if let Some(why) = served.controller.failure() {
+                    // Nodes announce once a second: each hears why before the controller ends.
+                    failed += 1;
+                    if failed > LAST_WORDS_S {
+                        return Err(Failure { exit: 3, text: why });
+                    }
+                }
+            }
             ended = &mut served.service => {
                 let why = ended.map_err(|e| e.to_string()).and_then(|e| e.map_err(|e| e.to_string()));
                 return Err(Failure::new(3, "controller-ended", why.err().unwrap_or_default()));
@@ -207,9 +353,9 @@ async fn serve(args: ServeArgs) -> Result<(), Failure> {
     }
 }
 
-fn show_status(controller: &TorrentController, peer: &Peer, as_json: bool, bar: &ProgressBar) {
-    let status = controller.status();
-    let given = peer.progress().given;
+fn show_status(served: &Served, as_json: bool, bar: &ProgressBar) {
+    let status = served.controller.status();
+    let given = served.given() + status.from_store;
     if as_json {
         let value = serde_json::to_value(&status).unwrap_or_default();
         println!("{}", json!({"event": "status", "status": value, "given": given}));
@@ -228,57 +374,6 @@ async fn free_port(wanted: SocketAddr) -> std::io::Result<SocketAddr> {
     TcpListener::bind(wanted).await?.local_addr()
 }
 
-/// Reads the source once and hashes it.
-fn scan(source: &Path, token: &str) -> Result<(Metainfo, Vec<Vec<GroupHash>>, Files), Failure> {
-    let fail = |e: std::io::Error| Failure::new(4, "source-unreadable", format!("{}: {e}", source.display()));
-    let path = source.canonicalize().map_err(fail)?;
-    let name = path.file_name().and_then(|n| n.to_str());
-    let name = name.ok_or_else(|| Failure::new(4, "source-name", "the source's name is not UTF-8"))?.to_owned();
-    let mut list = Vec::new();
-    if path.is_dir() {
-        walk(&path, &mut Vec::new(), &mut list).map_err(fail)?;
-    } else {
-        list.push(File { path: vec![], len: path.metadata().map_err(fail)?.len() });
-    }
-    let total = list.iter().map(|f| f.len).sum();
-    let layout =
-        Layout::for_total(total).ok_or_else(|| Failure::new(4, "source-empty", "there are no bytes to serve"))?;
-    let mut maker = Maker::new(layout);
-    let mut buffer = vec![0; 1 << 20];
-    for file in &list {
-        let mut reader =
-            std::fs::File::open(file.path.iter().fold(path.clone(), |p, part| p.join(part))).map_err(fail)?;
-        loop {
-            match reader.read(&mut buffer).map_err(fail)? {
-                0 => break,
-                n => maker.update(&buffer[..n]),
-            }
-        }
-    }
-    let files = Files::open(&path, &list).map_err(|e| Failure::new(4, e.code(), format!("{e}: {}", e.source)))?;
-    let made = maker.finish(&name, list, token);
-    let (meta, hashes) =
-        made.ok_or_else(|| Failure::new(4, "source-changed", "the source changed while it was read"))?;
-    Ok((meta, hashes, files))
-}
-
-fn walk(dir: &Path, prefix: &mut Vec<String>, list: &mut Vec<File>) -> std::io::Result<()> {
-    let mut entries: Vec<_> = std::fs::read_dir(dir)?.collect::<Result<_, _>>()?;
-    entries.sort_by_key(|e| e.file_name());
-    for entry in entries {
-        let name = entry.file_name().into_string().map_err(|_| std::io::Error::other("a file name is not UTF-8"))?;
-        let kind = entry.file_type()?;
-        prefix.push(name);
-        if kind.is_dir() {
-            walk(&entry.path(), prefix, list)?;
-        } else if kind.is_file() {
-            list.push(File { path: prefix.clone(), len: entry.metadata()?.len() });
-        }
-        prefix.pop();
-    }
-    Ok(())
-}
-
 // ---- get ----
 
 async fn get(args: GetArgs) -> Result<(), Failure> {
@@ -288,9 +383,18 @@ async fn get(args: GetArgs) -> Result<(), Failure> {
     let meta = Arc::new(controller.metainfo().await.map_err(at_fault)?);
     let on_disk =
         |e: storage::overlay::store::Error| Failure::new(4, e.code(), format!("{e}: {}; {}", e.source, e.hint()));
-    let (store, have) = Store::open(&args.dir, &meta).map_err(on_disk)?;
-    let resumed = have.count();
     let node = seed();
+    let mut member = Member { node, rack: args.rack, demand: Vec::new() };
+    let (store, have) = match args.part {
+        None => Store::open(&args.dir, &meta),
+        Some(share) => {
+            let part = part_of(&meta, share, args.overlap)?;
+            member.demand = demand(&meta, &part);
+            Store::open_part(&args.dir, &meta, &format!("{}-of-{}", share.number, share.of), &part)
+        }
+    }
+    .map_err(on_disk)?;
+    let resumed = have.count();
     let config = Config {
         listen: args.listen,
         rate: args.rate.0,
@@ -301,24 +405,44 @@ async fn get(args: GetArgs) -> Result<(), Failure> {
     let peer = Peer::start(meta.clone(), Vec::new(), Place::Filling(store, have), config, None).await;
     let peer = peer.map_err(|e| Failure::new(3, "cannot-listen", e))?;
     let (end, path) = tokio::select! {
-        () = controller.follow(&peer, &meta, node, args.rack) => unreachable_follow(),
-        end = fill_and_seed(&peer, &meta, &args, started, resumed) => end,
-        () = interrupted() => (Err(Failure { exit: 130, text: "interrupted; the next run goes on from here".into() }), None),
+        Stopped(text) = controller.follow(&peer, &meta, &member) => (Err(Failure { exit: 3, text }), peer.progress().done),
+        end = fill_and_seed(&peer, &args, started, resumed) => end,
+        () = interrupted() => (Err(interruption()), peer.progress().done),
     };
-    controller.leave(&peer, &meta, node).await;
+    controller.leave(&peer, &meta, &member).await;
     peer.stop().await;
     // Interrupted while seeding is not a failure: the file is whole.
     if path.is_some() { Ok(()) } else { end }
 }
 
-type End = (Result<(), Failure>, Option<PathBuf>);
-
-fn unreachable_follow() -> End {
-    (Err(Failure::new(3, "controller-ended", "announcing ended")), None)
+/// The bytes of one share: parts are equal, and cut where pieces are.
+pub fn part_of(meta: &Metainfo, share: Share, overlap: f64) -> Result<Part, Failure> {
+    let total = meta.layout.total();
+    let binary = partition::Binary { align: meta.layout.piece_len_max() };
+    let mut parts = binary.of_length(total, share.of).map_err(|e| Failure::new(2, e.code(), e))?;
+    partition::overlap(&mut parts, overlap);
+    // Seed-only ranges are held by whole pieces.
+    let align = meta.layout.piece_len_max();
+    parts.iter_mut().flat_map(|p| &mut p.seed_only).for_each(|r| r.end = r.end.next_multiple_of(align).min(total));
+    let part = parts.into_iter().nth(share.number.wrapping_sub(1)).filter(|part| !part.own.is_empty());
+    let none = || format!("{} pieces cannot be cut into {} parts", meta.layout.pieces(), share.of);
+    part.ok_or_else(|| Failure::new(2, "partition-count", none()))
 }
 
-async fn fill_and_seed(peer: &Peer, meta: &Metainfo, args: &GetArgs, started: Instant, resumed: u32) -> End {
-    let bar = bar(args.json, meta.layout.total());
+/// The same in pieces, for the controller.
+pub fn demand(meta: &Metainfo, part: &Part) -> Vec<(u32, u32, bool)> {
+    let pieces = |bytes: &std::ops::Range<u64>, seed_only| {
+        let groups = meta.layout.to_groups(bytes.clone());
+        (meta.layout.piece_of(groups.start), meta.layout.piece_of(groups.end.saturating_sub(1)) + 1, seed_only)
+    };
+    let own = part.own.iter().map(|r| pieces(r, false));
+    own.chain(part.seed_only.iter().map(|r| pieces(r, true))).collect()
+}
+
+type End = (Result<(), Failure>, Option<PathBuf>);
+
+async fn fill_and_seed(peer: &Peer, args: &GetArgs, started: Instant, resumed: u32) -> End {
+    let bar = bar(args.json, u64::from(peer.progress().groups) * GROUP);
     let mut last_growth = (Instant::now(), 0);
     let mut told = Instant::now();
     let mut watch = peer.watch();
@@ -384,7 +508,7 @@ fn event(name: &str, progress: &Progress, started: Instant) -> serde_json::Value
 
 // ---- small things ----
 
-fn bar(as_json: bool, len: u64) -> ProgressBar {
+pub fn bar(as_json: bool, len: u64) -> ProgressBar {
     if as_json || !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
@@ -393,7 +517,7 @@ fn bar(as_json: bool, len: u64) -> ProgressBar {
     style.map_or(bar.clone(), |style| bar.with_style(style))
 }
 
-fn chain(error: &dyn std::error::Error) -> String {
+pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
@@ -407,7 +531,7 @@ fn seed() -> u64 {
     uuid::Uuid::new_v4().as_u64_pair().0
 }
 
-async fn interrupted() {
+pub async fn interrupted() {
     use tokio::signal::unix::{SignalKind, signal};
     let Ok(mut term) = signal(SignalKind::terminate()) else { return std::future::pending().await };
     tokio::select! {
@@ -441,6 +565,13 @@ pub fn parse_rate(text: &str) -> Result<Rate, String> {
     } else {
         Err("a rate of nothing fetches nothing; use `none` for no limit".into())
     }
+}
+
+/// `3/20`.
+pub fn parse_share(text: &str) -> Result<Share, String> {
+    let share = text.split_once('/').and_then(|(i, n)| Some(Share { number: i.parse().ok()?, of: n.parse().ok()? }));
+    let share = share.filter(|s| (1..=s.of).contains(&s.number));
+    share.ok_or_else(|| format!("{text:?} is not a part, such as 3/20"))
 }
 
 /// `30s`, `5m`, `2h`, `500ms`, or plain seconds.

@@ -2,7 +2,10 @@
 //!
 //! `GET /NAME` gives the metainfo (a torrent file), `GET /announce` serves ordinary clients, `POST /swarm/announce` ours,
 //! `GET /swarm/status` whoever watches. All decisions are [`Policy`]'s; here are only addresses, clocks and waiting.
+//! Where the origin is an object store, `POST /swarm/lease` gives relays what to read and `GET /swarm/hashes/CHUNK` proves it.
 //! Nothing is kept on disk: after a restart one round of announces brings everything back.
+
+mod leases;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -20,7 +23,9 @@ use storage::overlay::announce::{self, Error, PeerOrders, PeerReport, Query};
 use storage::overlay::metainfo::Metainfo;
 use storage::overlay::peer::LeaseBook;
 use storage::overlay::policy::{Config, Millis, NodeId, Orders, Policy, Report, Role};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
+
+pub use self::leases::{LEASE_MS_MIN, StoreOrigin, leases_per_node};
 
 /// Longest wait that an announce may ask for.
 const WAIT_MAX: Duration = Duration::from_secs(5);
@@ -36,14 +41,30 @@ const TICK: Duration = Duration::from_millis(200);
 pub struct TorrentController {
     meta: Arc<Metainfo>,
     start: Instant,
-    origin: SocketAddr,
+    origin: Origin,
     inner: Mutex<Inner>,
     version: watch::Sender<u64>,
+    /// Somebody who waits for a lease may get one now.
+    freed: Notify,
+}
+
+/// Who gives the first copy.
+pub enum Origin {
+    /// A peer that asks this controller whom to send what.
+    Peer(SocketAddr),
+    /// An object store; nodes read there what they are leased.
+    Store(StoreOrigin),
 }
 
 struct Inner {
     policy: Policy,
     members: BTreeMap<NodeId, Member>,
+    /// Since when every read of the store failed, how many have, and the bytes that left it.
+    failing: Option<Instant>,
+    refusals: u64,
+    from_store: u64,
+    /// Why the load is over, if it failed.
+    failure: Option<String>,
 }
 
 struct Member {
@@ -74,14 +95,32 @@ pub struct Status {
     /// By the members' own word: display only.
     pub from_peers: u64,
     pub from_origin: u64,
+    /// By the relays' word: bytes read from the store, and reads that it refused or broke off.
+    pub from_store: u64,
+    pub refusals: u64,
+    pub failure: Option<String>,
 }
 
 impl TorrentController {
-    /// `origin` is where the origin's peer listens.
-    pub fn new(meta: Arc<Metainfo>, config: Config, origin: SocketAddr, seed: u64) -> Arc<Self> {
+    pub fn new(meta: Arc<Metainfo>, config: Config, origin: Origin, seed: u64) -> Arc<Self> {
         let policy = Policy::new(config, meta.layout.pieces(), seed);
-        let inner = Mutex::new(Inner { policy, members: BTreeMap::new() });
-        Arc::new(Self { meta, start: Instant::now(), origin, inner, version: watch::channel(0).0 })
+        let inner =
+            Inner { policy, members: BTreeMap::new(), failing: None, refusals: 0, from_store: 0, failure: None };
+        let (inner, version) = (Mutex::new(inner), watch::channel(0).0);
+        Arc::new(Self { meta, start: Instant::now(), origin, inner, version, freed: Notify::new() })
+    }
+
+    /// Why the load is over, if it failed: `code: text`.
+    pub fn failure(&self) -> Option<String> {
+        self.inner().failure.clone()
+    }
+
+    /// The origin's peer, where there is one that others can reach.
+    fn origin_peer(&self) -> Option<SocketAddr> {
+        match &self.origin {
+            Origin::Peer(address) => Some(*address),
+            Origin::Store(_) => None,
+        }
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -111,6 +150,7 @@ impl TorrentController {
             }
             inner.policy.tick(now);
         });
+        self.freed.notify_waiters();
     }
 
     pub const TICK: Duration = TICK;
@@ -135,6 +175,9 @@ impl TorrentController {
             lambda2: inner.policy.lambda2(),
             from_peers: inner.members.values().map(|m| m.received.0).sum(),
             from_origin: inner.members.values().map(|m| m.received.1).sum(),
+            from_store: inner.from_store,
+            refusals: inner.refusals,
+            failure: inner.failure.clone(),
         }
     }
 
@@ -143,6 +186,8 @@ impl TorrentController {
         Router::new()
             .route("/announce", get(ordinary))
             .route("/swarm/announce", post(ours))
+            .route("/swarm/lease", post(leases::lease))
+            .route("/swarm/hashes/{chunk}", get(leases::hashes))
             .route("/swarm/status", get(|State(this): State<Arc<Self>>| async move { Json(this.status()) }))
             .route("/{name}", get(metainfo))
             .with_state(self.clone())
@@ -276,8 +321,8 @@ async fn ordinary(
             this.inner().members.keys().copied().filter(|other| *other != id).take(ORDINARY_PEERS).collect();
         peers.extend(this.addresses(&others));
     }
-    if orders.origin && !this.origin.ip().is_unspecified() {
-        peers.push(this.origin);
+    if orders.origin {
+        peers.extend(this.origin_peer().filter(|origin| !origin.ip().is_unspecified()));
     }
     peers.sort();
     peers.dedup();
@@ -291,11 +336,13 @@ async fn ours(
 ) -> Response {
     match ours_checked(&this, from, &body).await {
         Ok(orders) => Json(orders).into_response(),
-        Err(error) => {
-            let status = if matches!(error, Error::Token) { StatusCode::FORBIDDEN } else { StatusCode::BAD_REQUEST };
-            (status, format!("{}: {error}\n", error.code())).into_response()
-        }
+        Err(error) => refused(&error),
     }
+}
+
+fn refused(error: &Error) -> Response {
+    let status = if matches!(error, Error::Token) { StatusCode::FORBIDDEN } else { StatusCode::BAD_REQUEST };
+    (status, format!("{}: {error}\n", error.code())).into_response()
 }
 
 async fn ours_checked(this: &TorrentController, from: SocketAddr, body: &[u8]) -> Result<PeerOrders, Error> {
@@ -313,7 +360,9 @@ async fn ours_checked(this: &TorrentController, from: SocketAddr, body: &[u8]) -
             peers: vec![],
             guests: vec![],
             origin: None,
+            store: false,
             stop: true,
+            why: None,
         });
     }
     let member = Member {
@@ -326,6 +375,7 @@ async fn ours_checked(this: &TorrentController, from: SocketAddr, body: &[u8]) -
     };
     let wait = Duration::from_millis(said.wait_ms);
     let orders = this.orders(said.node, member, report, wait).await.ok_or(Error::Unknown)?;
+    let why = this.failure();
     let peers = this.addresses(&orders.neighbours);
     let guests = this.inner().members.values().filter(|m| m.ordinary).map(|m| m.address.ip()).collect();
     Ok(PeerOrders {
@@ -333,7 +383,9 @@ async fn ours_checked(this: &TorrentController, from: SocketAddr, body: &[u8]) -
         interval_ms: orders.interval_ms,
         peers,
         guests,
-        origin: orders.origin.then_some(this.origin),
-        stop: false,
+        origin: this.origin_peer().filter(|_| orders.origin),
+        store: matches!(this.origin, Origin::Store(_)),
+        stop: why.is_some(),
+        why,
     })
 }

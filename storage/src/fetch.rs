@@ -10,13 +10,13 @@ mod ranges;
 use std::{path::Path, sync::atomic::AtomicU64, time::Duration};
 
 use bytes::{Bytes, BytesMut};
-use futures::StreamExt;
+use futures::{StreamExt, stream::BoxStream};
 use reqwest::{Body, Client, header};
 use serde::{Deserialize, Serialize};
 
-use self::answer::{checked, lost, name};
+use self::answer::{checked, is_range, lost, name};
 pub use crate::error::StoreError as FetchError;
-use crate::{error::Reason, ledger::LedgerLimits, retry::RetryPolicy};
+use crate::{error::Reason, ledger::LedgerLimits, range::ByteRange, retry::RetryPolicy};
 
 /// How to fetch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,6 +70,32 @@ pub struct Fetcher {
     options: FetchOptions,
 }
 
+/// The bytes of one range as they come.
+pub struct RangeBody {
+    name: String,
+    body: BoxStream<'static, reqwest::Result<Bytes>>,
+    left: u64,
+}
+
+impl RangeBody {
+    /// The next bytes; `None` after exactly as many as were asked for.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, FetchError> {
+        match self.body.next().await.transpose().map_err(|error| lost(error, "get", &self.name))? {
+            Some(chunk) if chunk.len() as u64 > self.left => {
+                Err(FetchError::new(Reason::WrongAnswer, "get", &self.name, "more bytes than asked for"))
+            }
+            Some(chunk) => {
+                self.left -= chunk.len() as u64;
+                Ok(Some(chunk))
+            }
+            None if self.left > 0 => {
+                Err(FetchError::new(Reason::ShortBody, "get", &self.name, format!("{} bytes lack", self.left)))
+            }
+            None => Ok(None),
+        }
+    }
+}
+
 /// An upload slower than this many bytes a second, over all, has failed.
 const UPLOAD_RATE_MIN: u64 = 16 << 10;
 
@@ -111,6 +137,16 @@ impl Fetcher {
             }
         };
         self.options.retry.run(&AtomicU64::new(0), get).await
+    }
+
+    /// One GET of one range, judged before its first byte. Not repeated: the caller knows what an attempt is worth.
+    ///
+    /// Errors: `changed` when the object is not the one with `etag`; otherwise as in [`Reason`].
+    pub async fn open_range(&self, url: &str, etag: &str, span: ByteRange) -> Result<RangeBody, FetchError> {
+        let request = self.client.get(url).header(header::RANGE, span.http_header()).header(header::IF_MATCH, etag);
+        let answer = checked(request.send().await.map_err(|error| lost(error, "get", url))?, "get", url, false)?;
+        is_range(&answer, url, span, etag)?;
+        Ok(RangeBody { name: name(url).to_owned(), body: answer.bytes_stream().boxed(), left: span.len() })
     }
 
     /// Uploads a file by a presigned PUT, once: what is there already is left as it is, and that is no error. It is an earlier

@@ -6,11 +6,11 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use cluster_manager::swarm::source::Source;
 use cluster_manager::swarm::{self, Rate, ServeArgs, Served};
-use storage::overlay::client::Controller;
+use storage::overlay::client::{Controller, Member};
 use storage::overlay::metainfo::Metainfo;
 use storage::overlay::peer::{Config, Peer, Place, Progress};
-use storage::overlay::policy::Mode;
 use storage::overlay::store::Store;
 use storage::overlay::wire::{self, Handshake, Hello, Message, Ours};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -44,17 +44,12 @@ async fn serve(dir: &Path, data: &[u8], rate: Option<u64>) -> Served {
     let source = dir.join("set.bin");
     std::fs::write(&source, data).unwrap();
     let args = ServeArgs {
-        source,
-        listen: "127.0.0.1:0".parse().unwrap(),
-        peer_port: 0,
+        cache: Some(dir.join("cache")),
         rate: Rate(rate),
-        expect: 0,
         token: Some("secret".into()),
-        mode: Mode::Ours,
-        streams: 1024,
-        json: false,
+        ..ServeArgs::on_loopback(Source::Local(source))
     };
-    swarm::open(&args).await.unwrap()
+    swarm::open(&args, &Default::default()).await.unwrap()
 }
 
 /// One of our nodes, announcing for as long as it lives.
@@ -84,7 +79,8 @@ impl Node {
         let peer = Peer::start(meta.clone(), vec![], Place::Filling(store, have), config, None).await.unwrap();
         let peer = Arc::new(peer);
         let (follower, followed) = (peer.clone(), meta.clone());
-        let following = tokio::spawn(async move { controller.follow(&follower, &followed, id, 0).await });
+        let member = Member { node: id, ..Member::default() };
+        let following = tokio::spawn(async move { drop(controller.follow(&follower, &followed, &member).await) });
         Self { peer, meta, dir, following }
     }
 
@@ -125,7 +121,7 @@ async fn every_byte_leaves_the_origin_once_and_all_nodes_end_with_it() {
         let progress = node.whole(&data).await;
         assert!(progress.from_peers > progress.from_origin, "{progress:?}");
     }
-    assert_eq!(served.origin.progress().given, 6_000_000);
+    assert_eq!(served.given(), 6_000_000);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

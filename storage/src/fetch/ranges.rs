@@ -8,13 +8,9 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use futures::{StreamExt, stream::FuturesUnordered};
-use reqwest::header;
 use tokio::{fs::File, io::AsyncSeekExt};
 
-use super::{
-    FetchError, FetchStats, Fetcher,
-    answer::{checked, is_range, lost, name},
-};
+use super::{FetchError, FetchStats, Fetcher, answer::name};
 use crate::{
     error::Reason,
     ledger::{Get, Ledger, LedgerLimits},
@@ -111,21 +107,14 @@ impl Fetcher {
 
     /// One GET: each run of bytes goes to its places in the file when it is here.
     async fn one(&self, target: &Target<'_>, get: &Get, meter: &Mutex<Meter<'_>>) -> Result<(), FetchError> {
-        let url = target.url;
-        let request =
-            self.client.get(url).header(header::RANGE, get.span.http_header()).header(header::IF_MATCH, target.etag);
-        let answer = checked(request.send().await.map_err(|error| lost(error, "get", url))?, "get", url, false)?;
-        is_range(&answer, url, get.span, target.etag)?;
+        let mut body = self.open_range(target.url, target.etag, get.span).await?;
         let mut mine = Tally { meter, kept: 0, whole: false };
-        let (mut body, mut run, mut at) = (answer.bytes_stream(), BytesMut::new(), get.span.start());
+        let (mut run, mut at) = (BytesMut::new(), get.span.start());
         loop {
-            let chunk = body.next().await.transpose().map_err(|error| lost(error, "get", url))?;
+            let chunk = body.next().await?;
             if let Some(chunk) = &chunk {
                 mine.received(chunk.len());
                 run.extend_from_slice(chunk);
-                if at + run.len() as u64 > get.span.end() {
-                    return Err(FetchError::new(Reason::WrongAnswer, "get", name(url), "more bytes than asked for"));
-                }
             }
             if run.len() >= RUN_BYTES || chunk.is_none() {
                 let (start, bytes) = (at, run.split().freeze());
@@ -135,10 +124,6 @@ impl Fetcher {
             if chunk.is_none() {
                 break;
             }
-        }
-        if at != get.span.end() {
-            let detail = format!("{} of {} bytes", at - get.span.start(), get.span.len());
-            return Err(FetchError::new(Reason::ShortBody, "get", name(url), detail));
         }
         mine.whole = true;
         Ok(())

@@ -167,8 +167,15 @@ pub struct PeerOrders {
     pub guests: Vec<IpAddr>,
     #[serde(default)]
     pub origin: Option<SocketAddr>,
+    /// The origin is an object store: ask `/swarm/lease` for what to read there.
+    #[serde(default)]
+    pub store: bool,
+    /// The load is over for this node.
     #[serde(default)]
     pub stop: bool,
+    /// Why it is over, if it failed: `code: text`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
 }
 
 impl PeerReport {

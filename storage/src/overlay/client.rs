@@ -6,12 +6,17 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use futures::StreamExt;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::announce::{PeerOrders, PeerReport};
-use super::metainfo::{METAINFO_MAX, Metainfo};
+use super::announce::{self, PeerOrders, PeerReport};
+use super::lease::{LeaseAnswer, LeaseAsk};
+use super::metainfo::{GroupHash, METAINFO_MAX, Metainfo};
 use super::peer::Peer;
 use super::policy::NodeId;
+use super::relay;
 
 /// How long the controller may hold an answer back until something changes.
 const WAIT: Duration = Duration::from_millis(1000);
@@ -43,6 +48,19 @@ impl Error {
             Error::Url(_) => "swarm-url",
         }
     }
+}
+
+/// The controller's last word to a node: why the load is over for it, as `code: text`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stopped(pub String);
+
+/// What a node tells of itself with every announce.
+#[derive(Clone, Debug, Default)]
+pub struct Member {
+    pub node: NodeId,
+    pub rack: u32,
+    /// Pieces wanted, `[start, end, seed only]`; empty means all.
+    pub demand: Vec<(u32, u32, bool)>,
 }
 
 /// The controller of one swarm.
@@ -91,11 +109,38 @@ impl Controller {
 
     /// One announce.
     pub async fn announce(&self, report: &PeerReport) -> Result<PeerOrders, Error> {
-        let mut url = self.url.clone();
-        url.set_path("/swarm/announce");
-        url.set_query(None);
+        self.post("/swarm/announce", report).await
+    }
+
+    /// What became of a read, and the next one.
+    pub async fn lease(&self, ask: &LeaseAsk) -> Result<LeaseAnswer, Error> {
+        self.post("/swarm/lease", ask).await
+    }
+
+    /// Hashes of the `count` groups of a chunk; to be proven by its root.
+    pub async fn hashes(&self, chunk: u32, count: usize) -> Result<Vec<GroupHash>, Error> {
+        let url = self.at(&format!("/swarm/hashes/{chunk}"));
         let fail = |source| Error::Http { url: url.to_string(), source };
-        let response = self.http.post(url.clone()).json(report).send().await.map_err(fail)?;
+        let response = self.http.get(url.clone()).send().await.map_err(fail)?;
+        let status = response.status().as_u16();
+        let body = response.bytes().await.map_err(fail)?;
+        if status == 200 && body.len() == count * 32 {
+            return Ok(body.as_chunks::<32>().0.to_vec());
+        }
+        Err(Error::Refused { url: url.to_string(), status, text: format!("{} bytes of hashes", body.len()) })
+    }
+
+    fn at(&self, path: &str) -> reqwest::Url {
+        let mut url = self.url.clone();
+        url.set_path(path);
+        url.set_query(None);
+        url
+    }
+
+    async fn post<A: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<A, Error> {
+        let url = self.at(path);
+        let fail = |source| Error::Http { url: url.to_string(), source };
+        let response = self.http.post(url.clone()).json(body).send().await.map_err(fail)?;
         if response.status().is_success() {
             return response.json().await.map_err(fail);
         }
@@ -103,16 +148,33 @@ impl Controller {
         Err(Error::Refused { url: url.to_string(), status, text: response.text().await.unwrap_or_default() })
     }
 
-    /// Keeps `peer` told whom to talk to, as long as this future is polled.
-    pub async fn follow(&self, peer: &Peer, meta: &Metainfo, node: NodeId, rack: u32) {
+    /// Keeps `peer` told whom to talk to and what to read, as long as this future is polled. Ends when the controller says that
+    /// the load is over.
+    pub async fn follow(&self, peer: &Peer, meta: &Metainfo, member: &Member) -> Stopped {
+        let (store, mut told) = watch::channel(false);
+        let reading = async {
+            let _ = told.wait_for(|store| *store).await;
+            relay::run(self, peer, meta, member.node).await
+        };
+        tokio::select! {
+            stopped = self.announce_on(peer, meta, member, &store) => stopped,
+            stopped = reading => stopped,
+        }
+    }
+
+    async fn announce_on(&self, peer: &Peer, meta: &Metainfo, member: &Member, store: &watch::Sender<bool>) -> Stopped {
         let mut round = 0u64;
         loop {
             let started = Instant::now();
-            let report = self.report(peer, meta, node, rack, round);
-            match self.announce(&report).await {
+            match self.announce(&self.report(peer, meta, member, round)).await {
+                Ok(PeerOrders { stop: true, why: Some(why), .. }) => return Stopped(why),
                 Ok(orders) => {
                     let origin = orders.origin.map(|address| self.reachable(address));
                     peer.know(&orders.peers, origin, orders.guests);
+                    store.send_if_modified(|told| std::mem::replace(told, orders.store) != orders.store);
+                }
+                Err(Error::Refused { text, .. }) if text.starts_with(announce::Error::Unknown.code()) => {
+                    return Stopped("swarm-replaced: the controller serves another version by now".into());
                 }
                 Err(error) => {
                     tracing::warn!(%error, "controller not reached; going on with the peers that are known");
@@ -125,21 +187,21 @@ impl Controller {
     }
 
     /// Says goodbye, so that nobody waits for this node.
-    pub async fn leave(&self, peer: &Peer, meta: &Metainfo, node: NodeId) {
-        let report = PeerReport { stopped: true, wait_ms: 0, ..self.report(peer, meta, node, 0, 1) };
+    pub async fn leave(&self, peer: &Peer, meta: &Metainfo, member: &Member) {
+        let report = PeerReport { stopped: true, wait_ms: 0, ..self.report(peer, meta, member, 1) };
         let _ = tokio::time::timeout(Duration::from_secs(1), self.announce(&report)).await;
     }
 
-    fn report(&self, peer: &Peer, meta: &Metainfo, node: NodeId, rack: u32, round: u64) -> PeerReport {
+    fn report(&self, peer: &Peer, meta: &Metainfo, member: &Member, round: u64) -> PeerReport {
         let progress = peer.progress();
         let often = meta.layout.pieces() <= SMALL_PIECES || round.is_multiple_of(RARELY);
         PeerReport {
             info_hash: crate::hex::hex(&meta.info_hash),
             token: meta.token.clone(),
-            node,
+            node: member.node,
             port: peer.address.port(),
-            rack,
-            demand: Vec::new(),
+            rack: member.rack,
+            demand: member.demand.clone(),
             have: often.then(|| peer.pieces().to_hex()),
             complete: progress.groups_held == progress.groups,
             starving: progress.starving,

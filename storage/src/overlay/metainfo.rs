@@ -206,12 +206,33 @@ fn read_files(info: &Value) -> Result<Vec<File>, Error> {
         }
         files.push(File { path, len });
     }
-    // A file that is also a directory: in sorted order its first child follows it at once.
-    let sorted: Vec<_> = seen.iter().collect();
+    apart(&seen)?;
+    Ok(files)
+}
+
+/// No file may also be a directory: in sorted order its first child follows it at once.
+fn apart(paths: &BTreeSet<Vec<String>>) -> Result<(), Error> {
+    let sorted: Vec<_> = paths.iter().collect();
     match sorted.windows(2).find(|pair| pair[1].starts_with(pair[0])) {
         Some(pair) => Err(Error::Path(pair[0].join("/"))),
-        None => Ok(files),
+        None => Ok(()),
     }
+}
+
+/// Whether `files` can lie in one directory called `name`: what [`Metainfo::decode`] refuses is found before a byte is read.
+pub fn check_names(name: &str, files: &[File]) -> Result<(), Error> {
+    component(name.as_bytes())?;
+    if files.len() > FILES_MAX || files.iter().any(|f| f.path.len() > COMPONENTS_MAX) {
+        return Err(Error::Lengths("number of files or components of a path"));
+    }
+    let mut seen = BTreeSet::new();
+    for file in files {
+        file.path.iter().try_for_each(|part| component(part.as_bytes()).map(drop))?;
+        if !seen.insert(file.path.clone()) {
+            return Err(Error::Path(file.path.join("/")));
+        }
+    }
+    apart(&seen)
 }
 
 /// Makes a metainfo from the dataset's bytes, given once and in order.
@@ -231,6 +252,46 @@ impl Maker {
         let (pieces, roots) = (Vec::new(), Vec::new());
         let buffer = Vec::with_capacity(GROUP as usize);
         Self { layout, at: 0, buffer, sha1: Sha1::new(), pieces, hashes: Vec::new(), roots, all: Vec::new() }
+    }
+
+    /// Bytes taken in, as far as their chunks are whole: where a pass that was broken off goes on.
+    pub fn whole(&self) -> u64 {
+        self.layout.chunk_bytes((self.all.len() as u32).wrapping_sub(1)).end.min(self.at)
+    }
+
+    /// What was found of chunk `c`: its group hashes, then its SHA-1 pieces. `None` until the chunk is whole.
+    pub fn record(&self, c: u32) -> Option<Vec<u8>> {
+        let groups = self.all.get(c as usize)?;
+        let first = (self.layout.chunk_bytes(c).start / self.layout.piece_len_max()) as usize * 20;
+        let pieces = self.pieces.get(first..(first + self.pieces_of(c) * 20))?;
+        Some([groups.concat().as_slice(), pieces].concat())
+    }
+
+    /// Bytes of the record of chunk `c`.
+    pub fn record_len(&self, c: u32) -> usize {
+        self.layout.chunk_groups(c).len() * 32 + self.pieces_of(c) * 20
+    }
+
+    fn pieces_of(&self, c: u32) -> usize {
+        let bytes = self.layout.chunk_bytes(c);
+        (bytes.end - bytes.start).div_ceil(self.layout.piece_len_max()) as usize
+    }
+
+    /// Takes a record of an earlier pass in place of the next chunk's bytes. False if it does not fit there.
+    pub fn adopt(&mut self, record: &[u8]) -> bool {
+        let chunk = self.all.len() as u32;
+        let bytes = self.layout.chunk_bytes(chunk);
+        let fits = self.at == bytes.start && self.buffer.is_empty() && record.len() == self.record_len(chunk);
+        if bytes.is_empty() || !fits {
+            return false;
+        }
+        let (groups, pieces) = record.split_at(self.layout.chunk_groups(chunk).len() * 32);
+        let groups = groups.as_chunks::<32>().0.to_vec();
+        self.roots.push(root_of(&groups, bytes.end - bytes.start));
+        self.all.push(groups);
+        self.pieces.extend_from_slice(pieces);
+        self.at = bytes.end;
+        true
     }
 
     pub fn update(&mut self, mut data: &[u8]) {
@@ -261,11 +322,16 @@ impl Maker {
         }
     }
 
-    /// The metainfo and, per chunk, its group hashes. `None` if the bytes were not as many as the files need.
-    pub fn finish(mut self, name: &str, files: Vec<File>, token: &str) -> Option<(Metainfo, Vec<Vec<GroupHash>>)> {
+    /// Takes the bytes in hand as the last ones.
+    pub fn flush(&mut self) {
         if !self.buffer.is_empty() {
             self.group();
         }
+    }
+
+    /// The metainfo and, per chunk, its group hashes. `None` if the bytes were not as many as the files need.
+    pub fn finish(mut self, name: &str, files: Vec<File>, token: &str) -> Option<(Metainfo, Vec<Vec<GroupHash>>)> {
+        self.flush();
         if self.at != self.layout.total() || files.iter().map(|f| f.len).sum::<u64>() != self.at {
             return None;
         }

@@ -93,12 +93,19 @@ pub struct Binary {
     pub align: u64,
 }
 
+impl Binary {
+    /// The cut needs no byte of the data, only their number.
+    pub fn of_length(&self, len: u64, parts: usize) -> Result<Vec<Part>, Error> {
+        let align = self.align.max(1);
+        let units = len.div_ceil(align);
+        let cuts = even_cuts(units, parts)?.into_iter().map(|cut| (cut * align).min(len)).collect::<Vec<_>>();
+        Ok(between(&cuts))
+    }
+}
+
 impl Partitioner for Binary {
     fn partition(&self, data: &dyn ReadAt, parts: usize) -> Result<Vec<Part>, Error> {
-        let align = self.align.max(1);
-        let units = data.len().div_ceil(align);
-        let cuts = even_cuts(units, parts)?.into_iter().map(|cut| (cut * align).min(data.len())).collect::<Vec<_>>();
-        Ok(between(&cuts))
+        self.of_length(data.len(), parts)
     }
 }
 

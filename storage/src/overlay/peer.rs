@@ -7,6 +7,7 @@
 
 mod bucket;
 mod conn;
+mod relay;
 mod state;
 
 use std::collections::BTreeSet;
@@ -21,6 +22,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
 
 use self::bucket::Bucket;
+pub use self::relay::WrongBytes;
 use self::state::State;
 use super::bits::Bits;
 use super::metainfo::{GroupHash, Metainfo};
@@ -138,16 +140,17 @@ impl Peer {
         let (disk, verified) = mpsc::channel(DISK_QUEUE);
         let (stop, stopped) = watch::channel(false);
         let (progress, _) = watch::channel(Progress::default());
-        let (store, have, files) = match place {
-            Place::Whole(files) => (None, Bits::full(groups), Arc::new(files)),
+        let (store, want, have, files) = match place {
+            Place::Whole(files) => (None, Bits::full(groups), Bits::full(groups), Arc::new(files)),
             Place::Filling(mut store, have) => {
                 // The store keeps only names from here on; the open files are shared with the readers.
                 let files = Arc::new(std::mem::replace(&mut store.files, Files::none()));
-                (Some(store), have, files)
+                let want = std::mem::replace(&mut store.want, Bits::new(0));
+                (Some(store), want, have, files)
             }
         };
         let shared = Arc::new(Shared {
-            state: Mutex::new(State::new(&meta, hashes, have, config.node)),
+            state: Mutex::new(State::new(&meta, hashes, want, have, config.node)),
             slots: Semaphore::new(config.upload_slots.max(1)),
             up: Bucket::new(config.rate),
             down: Bucket::new(config.rate),

@@ -76,6 +76,8 @@ pub struct Config {
     pub leases_per_node: u32,
     /// Upper bound of leases being sent at once (connections the origin bears).
     pub slots_max: u32,
+    /// A lease is given to another no sooner: long where a node reads much under one lease.
+    pub lease_ms_min: Millis,
 }
 
 impl Default for Config {
@@ -88,12 +90,15 @@ impl Default for Config {
             relay_pieces: 2,
             leases_per_node: 3,
             slots_max: 1024,
+            lease_ms_min: 3000,
         }
     }
 }
 
 /// Announces a node may miss.
 const TTL_INTERVALS: u64 = 6;
+/// Nodes that a node is told of because they want the same bytes, at most.
+const KIN_MAX: usize = 8;
 /// Useless edges moved per tick.
 const SWITCHES: usize = 32;
 /// Neighbours in a plain swarm, as a public tracker names them.
@@ -164,6 +169,8 @@ struct Node {
     demand: Vec<Demand>,
     have: Bits,
     relay: Option<NodeId>,
+    /// Others that want some of the same bytes, where not everybody wants everything: a random graph would seldom join them.
+    kin: Vec<NodeId>,
     outstanding: u32,
     leased: u32,
     /// Smoothed time of its leases, and whether that is long beside others'.
@@ -193,13 +200,19 @@ pub struct Policy {
     slots: Slots,
     sending: u32,
     lease_ms: f64,
+    /// Least patience with a lease: grows while leases are taken back and none is done.
+    patience_ms: Millis,
     leases: u64,
     version: u64,
 }
 
 impl Policy {
     pub fn new(config: Config, pieces: u32, seed: u64) -> Self {
-        let first = if config.mode == Mode::Central { config.slots_max } else { relays(config.expected).max(2) };
+        // A lease shares its receiver's downlink with as many neighbours: fewer leases leave the origin's own link idle.
+        let first = match config.mode {
+            Mode::Central | Mode::Paper => config.slots_max,
+            _ => relays(config.expected).max(config.degree as u32 + 2),
+        };
         let slots = Slots::new(first, config.slots_max);
         Self {
             rng: Rng::new(seed),
@@ -214,6 +227,7 @@ impl Policy {
             slots,
             sending: 0,
             lease_ms: 0.0,
+            patience_ms: leases::MS_FIRST.max(config.lease_ms_min),
             leases: 0,
             version: 0,
             config,
@@ -261,12 +275,18 @@ impl Policy {
         let role = if fresh { Role::Relay } else { Role::Capped };
         let relay = (!fresh && !fixed).then(|| self.draw_relay()).flatten();
         let rack = report.rack;
+        let kin = self.kin(&demand);
+        for other in &kin {
+            self.nodes.get_mut(other).into_iter().for_each(|n| n.kin.push(id));
+            self.version += 1;
+        }
         let node = Node {
             role,
             rack,
             demand,
             have,
             relay,
+            kin,
             outstanding: 0,
             leased: 0,
             lease_ms: 0.0,
@@ -288,6 +308,18 @@ impl Policy {
             self.open(id);
         }
         self.slots.now = self.slots.now.max(target.min(self.slots.max));
+    }
+
+    /// The first nodes that want some, but not all, of the same bytes.
+    fn kin(&self, demand: &[Demand]) -> Vec<NodeId> {
+        let wants_all = |demand: &[Demand]| demand.iter().any(|d| d.range.len() == self.pieces.len());
+        if wants_all(demand) {
+            return Vec::new();
+        }
+        let meet = |a: &Demand, b: &Demand| a.range.start < b.range.end && b.range.start < a.range.end;
+        let shares = |n: &Node| n.demand.iter().any(|a| demand.iter().any(|b| meet(a, b)));
+        let open = self.nodes.iter().filter(|(_, n)| n.kin.len() < KIN_MAX && !wants_all(&n.demand) && shares(n));
+        open.map(|(id, _)| *id).take(KIN_MAX).collect()
     }
 
     /// Links each node with its parent in order of arrival, where a tree is asked for.
@@ -354,15 +386,18 @@ impl Policy {
                 let others = self.nodes.range(id + 1..).chain(self.nodes.range(..id));
                 others.map(|(other, _)| *other).take(PLAIN_NEIGHBOURS).collect()
             }
-            _ => self.graph.neighbours(id).collect(),
+            _ => {
+                let kin = self.nodes.get(&id).into_iter().flat_map(|n| &n.kin).copied();
+                let kin = kin.filter(|other| self.role(*other) != Role::Capped);
+                self.graph.neighbours(id).chain(kin).collect::<BTreeSet<_>>().into_iter().collect()
+            }
         };
         Orders { role, neighbours, origin: self.may_lease(id, role), interval_ms }
     }
 
     fn may_lease(&self, id: NodeId, role: Role) -> bool {
         match self.config.mode {
-            Mode::Ours => matches!(role, Role::Relay | Role::Leecher | Role::Peer),
-            Mode::Paper => role == Role::Relay || role == Role::Peer,
+            Mode::Ours | Mode::Paper => matches!(role, Role::Relay | Role::Leecher | Role::Peer),
             Mode::Plain | Mode::Central => role == Role::Peer,
             Mode::Tree => role == Role::Peer && self.graph.first() == Some(id),
         }
@@ -423,8 +458,9 @@ impl Policy {
         self.connected(id, false);
         self.unready(id);
         self.dry.remove(&id);
-        if self.nodes.remove(&id).is_none() {
-            return;
+        let Some(node) = self.nodes.remove(&id) else { return };
+        for other in node.kin {
+            self.nodes.get_mut(&other).into_iter().for_each(|n| n.kin.retain(|kin| *kin != id));
         }
         self.graph.leave(id, &mut self.rng);
         self.plant();

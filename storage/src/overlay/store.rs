@@ -9,8 +9,11 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use sha1::{Digest, Sha1};
+
 use super::bits::Bits;
 use super::metainfo::Metainfo;
+use super::partition::Part;
 
 #[derive(Debug, thiserror::Error)]
 #[error("{what} {}", path.display())]
@@ -27,6 +30,7 @@ impl Error {
             io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => "permission-denied",
             io::ErrorKind::NotFound => "directory-vanished",
             io::ErrorKind::AlreadyExists => "already-there",
+            io::ErrorKind::ResourceBusy => "in-use",
             _ => "disk-error",
         }
     }
@@ -37,6 +41,7 @@ impl Error {
                 "free space or choose another --dir; what has arrived is kept and the next run goes on from it"
             }
             "permission-denied" => "make the directory writable for this user",
+            "in-use" => "end the other process, or give this one another --cache",
             "already-there" => "move the existing file away, or choose another --dir",
             _ => "see the cause below; the next run goes on from what is on disk",
         }
@@ -46,7 +51,16 @@ impl Error {
 /// Files laid end to end, read and written by position in the whole.
 #[derive(Debug)]
 pub struct Files {
-    files: Vec<(Range<u64>, PathBuf, File)>,
+    files: Vec<Span>,
+}
+
+/// Bytes of the dataset that lie in a file from `at` on.
+#[derive(Debug)]
+struct Span {
+    bytes: Range<u64>,
+    at: u64,
+    path: PathBuf,
+    file: File,
 }
 
 impl Files {
@@ -58,6 +72,11 @@ impl Files {
     /// Opens a dataset for reading: `path` is the file, or the directory that holds the files.
     pub fn open(path: &Path, meta_files: &[super::metainfo::File]) -> Result<Self, Error> {
         Self::each(path, meta_files, OpenOptions::new().read(true), false)
+    }
+
+    /// Opens a dataset for filling: what is missing is made, at full length, and what is there is kept.
+    pub fn create(path: &Path, meta_files: &[super::metainfo::File]) -> Result<Self, Error> {
+        Self::each(path, meta_files, OpenOptions::new().read(true).write(true).create(true).truncate(false), true)
     }
 
     fn each(root: &Path, list: &[super::metainfo::File], options: &OpenOptions, create: bool) -> Result<Self, Error> {
@@ -76,20 +95,47 @@ impl Files {
             if create {
                 opened.set_len(file.len).map_err(fail("sizing"))?;
             }
-            files.push((at..at + file.len, path, opened));
+            files.push(Span { bytes: at..at + file.len, at: 0, path, file: opened });
             at += file.len;
         }
         Ok(Self { files })
     }
 
+    /// One part: its own ranges end to end in `root`, what it holds for others beside it in `root.others`.
+    fn part(root: &Path, part: &Part) -> Result<Self, Error> {
+        let mut files = Vec::new();
+        for (path, ranges) in [(root.to_owned(), &part.own), (root.with_extension("others"), &part.seed_only)] {
+            let fail = |what, path: &Path| {
+                let path = path.to_owned();
+                move |source| Error { what, path, source }
+            };
+            if let Some(parent) = path.parent() {
+                fs::create_dir_all(parent).map_err(fail("creating the directory of", &path))?;
+            }
+            let mut options = OpenOptions::new();
+            let file = options.read(true).write(true).create(true).truncate(false).open(&path);
+            let file = file.map_err(fail("opening", &path))?;
+            file.set_len(ranges.iter().map(|r| r.end - r.start).sum()).map_err(fail("sizing", &path))?;
+            let mut at = 0;
+            for range in ranges {
+                let again = file.try_clone().map_err(fail("opening", &path))?;
+                files.push(Span { bytes: range.clone(), at, path: path.clone(), file: again });
+                at += range.end - range.start;
+            }
+        }
+        files.sort_by_key(|span| span.bytes.start);
+        Ok(Self { files })
+    }
+
     /// The files that `bytes` touches, with what part of each.
     fn spans(&self, bytes: Range<u64>) -> impl Iterator<Item = (&PathBuf, &File, u64, Range<usize>)> {
-        let first = self.files.partition_point(|(range, ..)| range.end <= bytes.start);
-        let touched = self.files[first..].iter().take_while(move |(range, ..)| range.start < bytes.end);
+        let first = self.files.partition_point(|span| span.bytes.end <= bytes.start);
+        let touched = self.files[first..].iter().take_while(move |span| span.bytes.start < bytes.end);
         let from = bytes.start;
-        touched.filter(|(range, ..)| !range.is_empty()).map(move |(range, path, file)| {
-            let (start, end) = (range.start.max(from), range.end.min(bytes.end));
-            (path, file, start - range.start, (start - from) as usize..(end - from) as usize)
+        touched.filter(|span| !span.bytes.is_empty()).map(move |span| {
+            let (start, end) = (span.bytes.start.max(from), span.bytes.end.min(bytes.end));
+            let part = (start - from) as usize..(end - from) as usize;
+            (&span.path, &span.file, span.at + start - span.bytes.start, part)
         })
     }
 
@@ -116,9 +162,9 @@ impl Files {
         Ok(())
     }
 
-    fn sync(&self) -> Result<(), Error> {
-        let sync = |(_, path, file): &(_, PathBuf, File)| {
-            file.sync_data().map_err(|source| Error { what: "flushing", path: path.clone(), source })
+    pub fn sync(&self) -> Result<(), Error> {
+        let sync = |span: &Span| {
+            span.file.sync_data().map_err(|source| Error { what: "flushing", path: span.path.clone(), source })
         };
         self.files.iter().try_for_each(sync)
     }
@@ -128,6 +174,8 @@ impl Files {
 #[derive(Debug)]
 pub struct Store {
     pub files: Files,
+    /// Groups that this node is to hold: all, or those of its part.
+    pub want: Bits,
     staging: PathBuf,
     target: PathBuf,
     data: PathBuf,
@@ -137,18 +185,39 @@ pub struct Store {
 impl Store {
     /// Opens or creates the staging directory; answers what is there already.
     pub fn open(dir: &Path, meta: &Metainfo) -> Result<(Self, Bits), Error> {
-        let target = dir.join(&meta.name);
+        Self::stage(dir, &meta.name, meta, Bits::full(meta.layout.groups()), |root| Files::create(root, &meta.files))
+    }
+
+    /// The same for one part: its own bytes become the file `NAME.LABEL`; ranges held for others only lie in the staging
+    /// directory. All ranges begin and end where groups do, or at the end of the dataset.
+    pub fn open_part(dir: &Path, meta: &Metainfo, label: &str, part: &Part) -> Result<(Self, Bits), Error> {
+        let mut want = Bits::new(meta.layout.groups());
+        part.own.iter().chain(&part.seed_only).for_each(|bytes| want.set_range(meta.layout.to_groups(bytes.clone())));
+        let name = format!("{}.{label}", meta.name);
+        Self::stage(dir, &name, meta, want, |root| Files::part(root, part))
+    }
+
+    fn stage(
+        dir: &Path,
+        name: &str,
+        meta: &Metainfo,
+        want: Bits,
+        files: impl FnOnce(&Path) -> Result<Files, Error>,
+    ) -> Result<(Self, Bits), Error> {
+        let target = dir.join(name);
         if target.exists() {
             let source = io::ErrorKind::AlreadyExists.into();
             return Err(Error { what: "will not replace", path: target, source });
         }
-        let staging = dir.join(format!(".{}.starling", meta.name));
+        let staging = dir.join(format!(".{name}.starling"));
         let data = staging.join("data");
+        // Another part of the same dataset, cut otherwise, is another thing.
+        let head = Sha1::digest([&meta.info_hash[..], &want.to_wire()].concat()).into();
         let mut have = Bits::new(meta.layout.groups());
         match fs::read(staging.join("have")) {
             Ok(saved) => {
-                let (head, bits) = saved.split_at(saved.len().min(20));
-                match Bits::from_wire(meta.layout.groups(), bits).filter(|_| head == meta.info_hash) {
+                let (found, bits) = saved.split_at(saved.len().min(20));
+                match Bits::from_wire(meta.layout.groups(), bits).filter(|_| found == head) {
                     Some(bits) => have = bits,
                     // Another version of the dataset, or a torn file: nothing of it can be trusted.
                     None => wipe(&staging)?,
@@ -157,11 +226,9 @@ impl Store {
             Err(e) if e.kind() == io::ErrorKind::NotFound => wipe(&staging)?,
             Err(source) => return Err(Error { what: "reading the state in", path: staging, source }),
         }
-        let root = data.join(&meta.name);
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(false);
-        let files = Files::each(&root, &meta.files, &options, true)?;
-        Ok((Self { files, staging, target, data: root, head: meta.info_hash }, have))
+        let root = data.join(name);
+        let files = files(&root)?;
+        Ok((Self { files, want, staging, target, data: root, head }, have))
     }
 
     /// Flushes the data, then says on disk what is there.

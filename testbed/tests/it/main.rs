@@ -8,6 +8,7 @@ mod faults;
 mod film;
 mod host;
 mod jobs;
+mod origin;
 mod person;
 mod player;
 mod profanity;

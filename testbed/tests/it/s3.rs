@@ -3,5 +3,5 @@
 
 mod conformance;
 mod fetch;
-mod place;
+pub mod place;
 mod server;

@@ -2,6 +2,7 @@
 
 mod ask;
 mod heard;
+mod store;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
@@ -11,6 +12,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use tokio::sync::Notify;
 
+pub use self::store::STORE;
 use super::Progress;
 use crate::overlay::bits::Bits;
 use crate::overlay::layout::{GROUP, Layout};
@@ -117,11 +119,11 @@ pub struct State {
 pub struct Breach(pub &'static str);
 
 impl State {
-    pub fn new(meta: &Metainfo, hashes: Vec<Option<Vec<GroupHash>>>, have: Bits, me: NodeId) -> Self {
+    pub fn new(meta: &Metainfo, hashes: Vec<Option<Vec<GroupHash>>>, want: Bits, have: Bits, me: NodeId) -> Self {
         let mut hashes: Vec<_> = hashes.into_iter().map(|h| h.map(Arc::new)).collect();
         hashes.resize(meta.layout.chunks() as usize, None);
         Self {
-            picker: Picker::new(Bits::full(meta.layout.groups()), have.clone(), me),
+            picker: Picker::new(want, have.clone(), me),
             stored: have,
             hashes,
             hash_asked: BTreeMap::new(),
@@ -323,7 +325,7 @@ impl State {
     // ---- what can be seen ----
 
     pub fn is_stored(&self) -> bool {
-        self.stored.is_full()
+        self.stored.count() == self.picker.wanted()
     }
 
     pub fn fail(&mut self, why: String) {
@@ -343,7 +345,7 @@ impl State {
     pub fn progress(&self, meta: &Metainfo) -> Progress {
         let held = u64::from(self.stored.count()) * GROUP;
         Progress {
-            groups: meta.layout.groups(),
+            groups: self.picker.wanted(),
             groups_held: self.stored.count(),
             bytes_held: held.min(meta.layout.total()),
             connections: self.conns.len(),

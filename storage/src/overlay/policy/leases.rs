@@ -5,8 +5,10 @@ use std::ops::Range;
 use super::{Demand, Lease, Millis, Mode, Node, NodeId, Piece, Policy};
 
 /// After so many smoothed lease times, but never sooner than the least, a lease is given to another.
-const LEASE_PATIENCE: u64 = 8;
-const LEASE_MS_MIN: Millis = 3000;
+const PATIENCE: u64 = 8;
+/// The least while no lease was ever done: how long one takes is not known, and who is silent is lost anyway.
+pub(super) const MS_FIRST: Millis = 30_000;
+const MS_MAX: Millis = 3_600_000;
 /// A node whose leases take so many times as long as all nodes' is given one only when others have as many as this more.
 const SLOW_FACTOR: f64 = 2.0;
 const SLOW_BEHIND: u32 = 2;
@@ -58,7 +60,7 @@ impl Policy {
             return None;
         }
         let node = self.nodes.get(&id)?;
-        if node.burden() >= self.config.leases_per_node || !self.may_lease(id, node.role) {
+        if !self.bears(node) || !self.may_lease(id, node.role) {
             return None;
         }
         let piece = match self.config.mode {
@@ -80,6 +82,11 @@ impl Policy {
         Some(piece)
     }
 
+    /// Has room for a lease. A slow node, too, bears one: nobody else may be there.
+    fn bears(&self, node: &Node) -> bool {
+        node.outstanding == 0 || node.burden() < self.config.leases_per_node
+    }
+
     fn next_free(&self, node: &Node) -> Option<u32> {
         let inside =
             |range: &Range<u32>, from: u32| self.free.next_from(from.max(range.start)).filter(|p| *p < range.end);
@@ -99,10 +106,15 @@ impl Policy {
     /// The paper's repository fall-back: any piece the node lacks, whoever else has read it.
     fn random_missing(&mut self, id: NodeId) -> Option<u32> {
         let node = self.nodes.get(&id)?;
-        let Demand { range, .. } = node.demand.get(self.rng.index(node.demand.len()))?;
-        let from = range.start + self.rng.below(u64::from(range.end - range.start)) as u32;
-        let lacks = |p: &u32| !node.have.get(*p) && !self.out.contains_key(&(id, *p));
-        (from..range.end).chain(range.start..from).find(lacks)
+        let first = self.rng.index(node.demand.len());
+        for Demand { range, .. } in node.demand[first..].iter().chain(&node.demand[..first]) {
+            let from = range.start + self.rng.below(u64::from(range.end - range.start)) as u32;
+            let lacks = |p: &u32| !node.have.get(*p) && !self.out.contains_key(&(id, *p));
+            if let Some(piece) = (from..range.end).chain(range.start..from).find(lacks) {
+                return Some(piece);
+            }
+        }
+        None
     }
 
     /// All bytes of the lease have left the origin: its slot is free again.
@@ -122,6 +134,7 @@ impl Policy {
         let Some(Lease { since, .. }) = self.out.remove(&(id, piece)) else { return };
         let took = now.saturating_sub(since) as f64;
         self.lease_ms = if self.lease_ms == 0.0 { took } else { 0.9 * self.lease_ms + 0.1 * took };
+        self.patience_ms = self.config.lease_ms_min;
         self.pieces[piece as usize] = Piece::Given { node: id };
         self.unready(id);
         let usual = self.lease_ms;
@@ -142,6 +155,11 @@ impl Policy {
             self.release(id, piece);
             self.slots.complain(now);
         }
+    }
+
+    /// The origin took `first_byte_ms` to its first byte: far beyond its least, its queue grows and it complains so.
+    pub fn origin_answered(&mut self, now: Millis, first_byte_ms: Millis) {
+        self.slots.answered(now, first_byte_ms as f64);
     }
 
     fn release(&mut self, id: NodeId, piece: u32) {
@@ -176,7 +194,7 @@ impl Policy {
         let Some(node) = self.nodes.get(&id) else { return };
         let key = node.turn(id);
         let fit = node.connected && !node.complete && self.may_lease(id, node.role);
-        if fit && node.burden() < self.config.leases_per_node && !self.dry.contains(&id) {
+        if fit && self.bears(node) && !self.dry.contains(&id) {
             self.ready.insert(key);
         } else {
             self.ready.remove(&key);
@@ -191,9 +209,15 @@ impl Policy {
 
     /// Leases that took too long are given to others.
     pub(super) fn expire_leases(&mut self, now: Millis) {
-        let patience = ((self.lease_ms * LEASE_PATIENCE as f64) as Millis).max(LEASE_MS_MIN);
-        let late: Vec<_> =
-            self.out.iter().filter(|(_, l)| now.saturating_sub(l.since) > patience).map(|(key, _)| *key).collect();
+        let patience = ((self.lease_ms * PATIENCE as f64) as Millis).max(self.patience_ms);
+        // In the paper nobody watches over who reads what.
+        let watched = self.config.mode != Mode::Paper;
+        let late = self.out.iter().filter(|(_, l)| watched && now.saturating_sub(l.since) > patience);
+        let late: Vec<_> = late.map(|(key, _)| *key).collect();
+        // Large pieces from a slow origin take long: what is taken back before anything ends was not late.
+        if !late.is_empty() {
+            self.patience_ms = (self.patience_ms * PATIENCE).min(MS_MAX);
+        }
         late.into_iter().for_each(|(id, piece)| self.release(id, piece));
         self.slots.turn(now, self.lease_ms);
     }

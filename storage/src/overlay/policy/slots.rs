@@ -2,8 +2,12 @@
 
 use super::Millis;
 
-/// Goodput must grow by this factor for one more slot to have been worth it.
-const SLOT_GAIN: f64 = 1.05;
+/// Slots grow by this factor, at first and later; to have been worth it goodput must grow by this share as much.
+const GROWTH: (f64, f64) = (2.0, 1.25);
+const WORTH: f64 = 0.3;
+/// Smoothed time to the first byte beyond which the origin is taken to be full: so many times its least, and so much more.
+const SLOW: f64 = 3.0;
+const SLOW_MS: f64 = 250.0;
 
 /// How many leases the origin sends at once: grows while goodput does, halves when the origin complains.
 #[derive(Clone, Debug)]
@@ -15,9 +19,15 @@ pub struct Slots {
     pub limited: bool,
     best: f64,
     grew: bool,
+    /// The first window is past, in which bytes only began to flow.
+    warm: bool,
     hold: u32,
     /// Doubling until the first time that more slots were not worth it.
     eager: bool,
+    complained: Option<Millis>,
+    /// Milliseconds to the origin's first byte: smoothed, and the least seen.
+    first_byte: f64,
+    first_byte_least: f64,
 }
 
 impl Slots {
@@ -35,8 +45,12 @@ impl Slots {
             limited: false,
             best: 0.0,
             grew: false,
+            warm: false,
             hold: 0,
             eager: true,
+            complained: None,
+            first_byte: 0.0,
+            first_byte_least: f64::INFINITY,
         }
     }
 
@@ -47,24 +61,45 @@ impl Slots {
             return;
         }
         let goodput = f64::from(self.done) / span as f64;
-        let worth = goodput >= self.best * SLOT_GAIN;
+        if !std::mem::replace(&mut self.warm, true) {
+            (self.window_start, self.done) = (now, 0);
+            return;
+        }
+        let growth = if self.eager { GROWTH.0 } else { GROWTH.1 };
+        let worth = goodput >= self.best * (1.0 + (growth - 1.0) * WORTH);
         if self.grew && !worth {
-            self.now = if self.eager { self.now.div_ceil(2) } else { (self.now - 1).max(1) };
-            self.hold = 10;
+            self.now = ((f64::from(self.now) / growth).round() as u32).max(1);
+            self.hold = 3;
             self.eager = false;
         }
         self.grew = false;
         if self.hold > 0 {
             self.hold -= 1;
         } else if self.limited && self.now < self.max {
-            self.now = if self.eager { (self.now * 2).min(self.max) } else { self.now + 1 };
+            let growth = if self.eager { GROWTH.0 } else { GROWTH.1 };
+            self.now = ((f64::from(self.now) * growth).ceil() as u32).min(self.max);
             self.grew = true;
         }
         self.best = if worth { goodput } else { 0.9 * self.best + 0.1 * goodput };
         (self.window_start, self.done, self.limited) = (now, 0, false);
     }
 
+    pub fn answered(&mut self, now: Millis, took: f64) {
+        self.first_byte = if self.first_byte == 0.0 { took } else { 0.8 * self.first_byte + 0.2 * took };
+        // The least is forgotten slowly: routes and stores change.
+        self.first_byte_least = (self.first_byte_least * 1.001).min(took.max(1.0));
+        if self.first_byte > self.first_byte_least * SLOW + SLOW_MS {
+            self.complain(now);
+        }
+    }
+
+    /// Halves; what was refused together counts once.
     pub fn complain(&mut self, now: Millis) {
+        if self.complained.is_some_and(|at| now.saturating_sub(at) < Self::WINDOW_MS) {
+            return;
+        }
+        self.complained = Some(now);
+        self.first_byte = 0.0;
         self.now = (self.now / 2).max(1);
         self.hold = 5;
         self.eager = false;

@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::*;
 
@@ -210,4 +210,105 @@ fn drain_shortly(policy: &mut Policy) {
             policy.lease_done(now + 10, id, piece);
         }
     }
+}
+
+#[test]
+fn leases_that_all_take_long_are_not_taken_back_for_ever() {
+    let mut policy = policy(1, 1);
+    policy.connected(0, true);
+    // Each lease needs a minute, announced every second.
+    let (mut since, mut now) = (0, 0);
+    policy.next_lease(0).unwrap();
+    while now - since < 60_000 {
+        now += 1000;
+        assert!(now < 600_000, "given and taken back for ten minutes");
+        policy.announce(now, 0, Report::default());
+        policy.tick(now);
+        if policy.next_lease(now).is_some() {
+            since = now;
+        }
+    }
+}
+
+#[test]
+fn who_wants_the_same_bytes_is_told_of_each_other() {
+    let mut policy = Policy::new(Config { expected: 40, ..Config::default() }, 400, 1);
+    let part = |i: u32| {
+        vec![
+            Demand { range: i * 10..i * 10 + 10, seed_only: false },
+            Demand { range: (i + 1) % 40 * 10..(i + 1) % 40 * 10 + 3, seed_only: true },
+        ]
+    };
+    let speak = |policy: &mut Policy, i: u32| {
+        let orders = policy.announce(1, u64::from(i), Report { demand: part(i), ..Report::default() });
+        policy.connected(u64::from(i), orders.origin);
+        orders
+    };
+    (0..40).for_each(|i| drop(speak(&mut policy, i)));
+    for _ in 0..400 {
+        let Some((id, piece)) = policy.next_lease(2) else { break };
+        policy.lease_done(2, id, piece);
+        (0..40).for_each(|i| drop(speak(&mut policy, i)));
+    }
+    for i in 0..40 {
+        let orders = speak(&mut policy, i);
+        let around = [(i + 1) % 40, (i + 39) % 40].map(u64::from);
+        assert!(around.iter().all(|kin| orders.neighbours.contains(kin)), "{i}: {orders:?}");
+        assert!(orders.neighbours.len() <= 14, "{orders:?}");
+    }
+    policy.leave(5);
+    assert!(!speak(&mut policy, 4).neighbours.contains(&5));
+}
+
+#[test]
+fn slots_double_only_while_that_brings_much_more() {
+    // Leases of 100 ms each: an origin that sends at most `most` at full rate.
+    let settled = |most: f64| {
+        let mut slots = Policy::new(Config { expected: 20, ..Config::default() }, 9, 1).slots;
+        assert_eq!(slots.now, 12);
+        let mut now = 0.0;
+        for _ in 0..100_000 {
+            slots.limited = true;
+            slots.done += 1;
+            now += 100.0 / most.min(f64::from(slots.now));
+            slots.turn(now as Millis, 100.0 * (f64::from(slots.now) / most).max(1.0));
+        }
+        slots.now
+    };
+    assert!((10..=16).contains(&settled(10.0)), "{}", settled(10.0));
+    assert!((90..=200).contains(&settled(100.0)), "{}", settled(100.0));
+}
+
+#[test]
+fn a_node_whose_leases_take_long_gets_no_more_while_others_can_take_them() {
+    let mut policy = policy(2, 100);
+    (0..2).for_each(|id| policy.set_role(id, Role::Peer));
+    (0..2).for_each(|id| policy.connected(id, true));
+    let (mut now, mut out, mut to_slow) = (0, VecDeque::new(), 0);
+    for _ in 0..60 {
+        while let Some((id, piece)) = policy.next_lease(now) {
+            to_slow += u32::from(id == 1);
+            out.push_back((now + if id == 1 { 1000 } else { 100 }, id, piece));
+        }
+        out.make_contiguous().sort();
+        let Some((at, id, piece)) = out.pop_front() else { break };
+        now = at.max(now);
+        policy.lease_done(now, id, piece);
+    }
+    assert!(to_slow <= 6, "{to_slow}");
+}
+
+#[test]
+fn refusals_of_one_moment_count_once_and_slow_first_bytes_count_too() {
+    let mut policy = policy(1000, 5000);
+    let relays: Vec<_> = (0..1000).filter(|id| policy.role(*id) == Role::Relay).collect();
+    for id in relays.iter().take(5) {
+        let piece = policy.lease_for(0, *id).unwrap();
+        policy.lease_failed(1, *id, piece);
+    }
+    assert_eq!(policy.snapshot().slots, 13);
+    (0..20).for_each(|i| policy.origin_answered(1000 + i, 10));
+    assert_eq!(policy.snapshot().slots, 13);
+    (0..20).for_each(|i| policy.origin_answered(2000 + i, 400));
+    assert_eq!(policy.snapshot().slots, 6);
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{BLOCK, Breach, CONTROL_MAX, FAST_MS, Kind, SLOW_MS, State, UPLOADS_MAX, Upload, WINDOW_MAX};
+use super::{BLOCK, Breach, CONTROL_MAX, FAST_MS, Kind, SLOW_MS, STORE, State, UPLOADS_MAX, Upload, WINDOW_MAX};
 use crate::overlay::bits::Bits;
 use crate::overlay::layout::{GROUP, Layout};
 use crate::overlay::metainfo::{GroupHash, Metainfo};
@@ -201,7 +201,7 @@ impl State {
     /// A verified group came from `id`; false if another source was faster.
     pub fn arrived(&mut self, now: Millis, id: SourceId, group: u32, bytes: usize, meta: &Metainfo) -> bool {
         let arrival = self.picker.arrived(id, group);
-        let mut from_origin = false;
+        let mut from_origin = id == STORE;
         if let Some(conn) = self.conns.get_mut(&id) {
             conn.strikes = 0;
             from_origin = conn.kind == Kind::Origin;

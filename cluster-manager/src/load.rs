@@ -1,0 +1,380 @@
+//! `starling load`: one source onto N nodes of this machine, each with a directory of its own, and the life of the load before one's eyes.
+//!
+//! Nothing is imitated: a torrent controller with its origin as in `swarm serve`, and N peers as in `swarm get`, that meet over TCP.
+//! Exit codes are those of `starling swarm`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use indicatif::ProgressBar;
+use serde::Serialize;
+use serde_json::json;
+use storage::overlay::bound::{Bound, Node as BoundNode, lower_bound};
+use storage::overlay::client::{Controller, Member, Stopped};
+use storage::overlay::metainfo::Metainfo;
+use storage::overlay::peer::{Config, Peer, Place, Progress};
+use storage::overlay::store::Store;
+use tokio::sync::watch;
+
+use crate::swarm::source::{Source, StoreArgs};
+use crate::swarm::{self, Failure, Rate, ServeArgs, Served, Share, parse_duration, parse_rate};
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  AWS_ACCESS_KEY_ID=… AWS_SECRET_ACCESS_KEY=… starling load s3://films/set/ --endpoint http://10.0.0.9:9000 --to 20 --dir /data
+  starling load set.bin --to 4 --dir /tmp/four --rate 20mbit --origin-rate 20mbit --json
+  starling load s3://films/big --to 4 --dir /data --parts --overlap 0.3 --from-store
+
+Node I keeps its bytes in DIR/I, under their final name when whole and verified. What is interrupted goes on with the next run.
+
+Exit codes: 0 all nodes whole, 2 usage, 3 the store or the controller, 4 a disk, 5 no byte came for too long, 130 interrupted.")]
+pub struct LoadArgs {
+    /// File, directory, or s3://BUCKET/KEY-or-PREFIX
+    pub source: Source,
+    #[command(flatten)]
+    pub store: StoreArgs,
+    /// Number of nodes
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub to: u32,
+    /// Directory of the nodes' directories 0 to N-1
+    #[arg(long)]
+    pub dir: PathBuf,
+    /// Each node takes its share, 1/N, and not all
+    #[arg(long)]
+    pub parts: bool,
+    /// With --parts: hold this share of the next part too, for others
+    #[arg(long, default_value_t = 0.0, requires = "parts")]
+    pub overlap: f64,
+    /// Each node's limit each way, such as 10MB or 20mbit per second, or `none`
+    #[arg(long, default_value = "none", value_parser = parse_rate)]
+    pub rate: Rate,
+    /// What the origin gives, per second; with --from-store the store's own limit, for the bound only
+    #[arg(long, default_value = "none", value_parser = parse_rate)]
+    pub origin_rate: Rate,
+    /// Keep no copy of objects here: nodes read them from the store under leases
+    #[arg(long)]
+    pub from_store: bool,
+    /// Where hashes (and the bytes of objects) are kept; ~/.cache/starling/swarm unless given
+    #[arg(long, env = "STARLING_CACHE", value_name = "DIR")]
+    pub cache: Option<PathBuf>,
+    /// Give up when no node got a byte for so long
+    #[arg(long, default_value = "120s", value_parser = parse_duration)]
+    pub patience: Duration,
+}
+
+/// The last line of `--json`.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    pub event: &'static str,
+    pub nodes: usize,
+    /// Bytes of the source, and bytes that the nodes took in.
+    pub bytes: u64,
+    pub taken_in: u64,
+    /// Hashing (only what was not known), then loading until the last node was whole.
+    pub hashing_seconds: f64,
+    pub seconds: f64,
+    pub node_seconds: Vec<f64>,
+    /// Copies of each byte that left the origin while loading, and the store in all.
+    pub origin_copies: f64,
+    pub store_copies: f64,
+    pub wasted: u64,
+    /// Absent where no rate is limited.
+    pub lower_bound_seconds: Option<f64>,
+    pub binding_cut: Option<&'static str>,
+    pub ratio: Option<f64>,
+    /// `[seconds, λ2]`, once a second while it was another.
+    pub lambda2: Vec<(f64, f64)>,
+}
+
+pub async fn run(args: LoadArgs, json: bool) -> ExitCode {
+    match load(&args, json).await {
+        Ok(report) if json => println!("{}", serde_json::to_string(&report).unwrap_or_default()),
+        Ok(report) => print!("{}", words(&report)),
+        Err(failure) => {
+            eprintln!("load: {}", failure.text);
+            return ExitCode::from(failure.exit);
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+pub async fn load(args: &LoadArgs, json: bool) -> Result<Report, Failure> {
+    let began = Instant::now();
+    let serve = ServeArgs {
+        store: args.store.clone(),
+        cache: args.cache.clone(),
+        from_store: args.from_store,
+        origin_patience: args.patience,
+        expect: args.to,
+        rate: args.origin_rate,
+        json,
+        ..ServeArgs::on_loopback(args.source.clone())
+    };
+    let bar = swarm::bar(json, 0);
+    let served = swarm::open_shown(&serve, &bar).await?;
+    let hashing_seconds = began.elapsed().as_secs_f64();
+    let began = Instant::now();
+    let mut nodes = Vec::new();
+    for number in 0..args.to {
+        nodes.push(Node::start(args, &served, number).await?);
+    }
+    let mut life = Life { began, lambda2: Vec::new(), json, bar };
+    if let Err(failure) = life.until_whole(&nodes, &served, args.patience).await {
+        // What arrived is kept, and said so on disk.
+        for node in nodes {
+            node.end().await;
+        }
+        return Err(failure);
+    }
+    let bound = bound(args, &served.meta, &nodes);
+    let mut report = life.report(&nodes, &served, &bound);
+    report.hashing_seconds = hashing_seconds;
+    if args.rate.0.is_none() && args.origin_rate.0.is_none() {
+        (report.lower_bound_seconds, report.binding_cut, report.ratio) = (None, None, None);
+    }
+    for node in nodes {
+        node.end().await;
+    }
+    Ok(report)
+}
+
+/// The least time that this load could have taken.
+fn bound(args: &LoadArgs, meta: &Metainfo, nodes: &[Node]) -> Bound {
+    let speed = |rate: Rate| rate.0.map_or(f64::INFINITY, |rate| rate as f64);
+    let (up, down) = (speed(args.rate), speed(args.rate));
+    let all = std::slice::from_ref(&(0..meta.layout.total())).to_vec();
+    let nodes = nodes.iter().map(|node| {
+        let demand = if node.demand.is_empty() { all.clone() } else { node.demand.clone() };
+        BoundNode { demand, up, down, rack: 0 }
+    });
+    lower_bound(&Vec::from_iter(nodes), speed(args.origin_rate), &[])
+}
+
+/// One peer with its announcing.
+struct Node {
+    /// None where the bytes were there before.
+    running: Option<Running>,
+    demand: Vec<std::ops::Range<u64>>,
+    whole: watch::Receiver<Option<f64>>,
+}
+
+struct Running {
+    peer: Arc<Peer>,
+    task: tokio::task::JoinHandle<()>,
+    stopped: watch::Receiver<Option<String>>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Node {
+    async fn start(args: &LoadArgs, served: &Served, number: u32) -> Result<Self, Failure> {
+        let dir = args.dir.join(number.to_string());
+        let id = uuid::Uuid::new_v4().as_u64_pair().0;
+        let mut member = Member { node: id, ..Member::default() };
+        let mut demand = Vec::new();
+        let opened = if args.parts {
+            let share = Share { number: number as usize + 1, of: args.to as usize };
+            let part = swarm::part_of(&served.meta, share, args.overlap)?;
+            member.demand = swarm::demand(&served.meta, &part);
+            demand.extend(part.own.iter().chain(&part.seed_only).cloned());
+            demand.sort_by_key(|range| range.start);
+            Store::open_part(&dir, &served.meta, &format!("{}-of-{}", share.number, share.of), &part)
+        } else {
+            Store::open(&dir, &served.meta)
+        };
+        let (ended, whole) = watch::channel(None);
+        let (store, have) = match opened {
+            Ok(opened) => opened,
+            // A final name is given to whole and verified bytes only: an earlier run was done with this node.
+            Err(e) if e.code() == "already-there" => {
+                ended.send_replace(Some(0.0));
+                return Ok(Self { running: None, demand, whole });
+            }
+            Err(e) => return Err(Failure::new(4, e.code(), format!("{}; {}", swarm::chain(&e), e.hint()))),
+        };
+        let cannot = |e: &dyn std::error::Error| Failure::new(3, "cannot-join", swarm::chain(e));
+        let listen = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
+        let config = Config { listen, rate: args.rate.0, upload_slots: 4, connections_max: 64, node: id };
+        let place = Place::Filling(store, have);
+        let peer = Peer::start(served.meta.clone(), Vec::new(), place, config, None).await.map_err(|e| cannot(&e))?;
+        let controller = Controller::new(&served.url, listen.ip()).map_err(|e| cannot(&e))?;
+        let peer = Arc::new(peer);
+        let (stop, stopped) = watch::channel(None);
+        let (followed, meta, began) = (peer.clone(), served.meta.clone(), Instant::now());
+        let task = tokio::spawn(async move {
+            let mut progress = followed.watch();
+            let done = async {
+                let _ = progress.wait_for(|p| p.done.is_some()).await;
+                ended.send_replace(Some(began.elapsed().as_secs_f64()));
+                std::future::pending::<()>().await
+            };
+            tokio::select! {
+                Stopped(why) = controller.follow(&followed, &meta, &member) => drop(stop.send_replace(Some(why))),
+                () = done => {}
+            }
+        });
+        Ok(Self { running: Some(Running { peer, task, stopped }), demand, whole })
+    }
+
+    fn progress(&self) -> Progress {
+        self.running.as_ref().map(|r| r.peer.progress()).unwrap_or_default()
+    }
+
+    fn seconds(&self) -> Option<f64> {
+        *self.whole.borrow()
+    }
+
+    fn failed(&self) -> Option<Failure> {
+        let running = self.running.as_ref()?;
+        if self.seconds().is_some() {
+            return None;
+        }
+        let at_disk = running.peer.progress().failed.map(|text| Failure { exit: 4, text });
+        at_disk.or_else(|| running.stopped.borrow().clone().map(|text| Failure { exit: 3, text }))
+    }
+
+    fn state(&self, progress: &Progress) -> &'static str {
+        match (&self.running, self.seconds()) {
+            (None, _) => "there before",
+            (_, Some(_)) => "whole",
+            _ if progress.groups_held == 0 => "waiting",
+            _ => "loading",
+        }
+    }
+
+    /// Ends it with its state on disk.
+    async fn end(mut self) {
+        let Some(mut running) = self.running.take() else { return };
+        running.task.abort();
+        let _ = (&mut running.task).await;
+        let peer = running.peer.clone();
+        drop(running);
+        if let Some(peer) = Arc::into_inner(peer) {
+            peer.stop().await;
+        }
+    }
+}
+
+/// What is seen while it goes on.
+struct Life {
+    began: Instant,
+    lambda2: Vec<(f64, f64)>,
+    json: bool,
+    bar: ProgressBar,
+}
+
+impl Life {
+    async fn until_whole(&mut self, nodes: &[Node], served: &Served, patience: Duration) -> Result<(), Failure> {
+        let mut second = tokio::time::interval(Duration::from_secs(1));
+        let mut grown = (Instant::now(), 0);
+        let mut interrupted = std::pin::pin!(swarm::interrupted());
+        loop {
+            let all = futures::future::join_all(nodes.iter().map(|node| {
+                let mut whole = node.whole.clone();
+                async move { drop(whole.wait_for(Option::is_some).await) }
+            }));
+            tokio::select! {
+                _ = all => return Ok(()),
+                () = &mut interrupted => return Err(swarm::interruption()),
+                _ = second.tick() => {}
+            }
+            self.show(nodes, served);
+            if let Some(failure) = nodes.iter().find_map(Node::failed) {
+                return Err(failure);
+            }
+            let held = nodes.iter().map(|node| u64::from(node.progress().groups_held)).sum();
+            if held > grown.1 {
+                grown = (Instant::now(), held);
+            } else if grown.0.elapsed() > patience {
+                return Err(Failure::new(5, "stalled", "no node got a byte; what arrived is kept"));
+            }
+        }
+    }
+
+    fn show(&mut self, nodes: &[Node], served: &Served) {
+        let status = served.controller.status();
+        let seconds = self.began.elapsed().as_secs_f64();
+        if self.lambda2.last().is_none_or(|(_, last)| *last != status.lambda2) {
+            self.lambda2.push((seconds, status.lambda2));
+        }
+        let all: Vec<_> = nodes.iter().map(|node| (node, node.progress())).collect();
+        if self.json {
+            let each = all.iter().map(|(node, p)| {
+                json!({"state": node.state(p), "bytes": p.bytes_held, "from_peers": p.from_peers,
+                    "from_origin": p.from_origin, "sources": p.connections})
+            });
+            let each = Vec::from_iter(each);
+            println!("{}", json!({"event": "load", "seconds": seconds, "nodes": each, "status": status}));
+        }
+        let (groups, held) =
+            all.iter().fold((0, 0), |(all, held), (_, p)| (all + u64::from(p.groups), held + u64::from(p.groups_held)));
+        self.bar.set_length(groups);
+        self.bar.set_position(held);
+        let whole = nodes.iter().filter(|node| node.seconds().is_some()).count();
+        let copies = origin_bytes(nodes) as f64 / served.meta.layout.total() as f64;
+        self.bar.set_message(format!(
+            "{whole} of {} nodes whole, {} relays, {copies:.2} copies from the origin, λ2 {:.2}",
+            nodes.len(),
+            status.relays,
+            status.lambda2
+        ));
+    }
+
+    fn report(&self, nodes: &[Node], served: &Served, bound: &Bound) -> Report {
+        self.bar.finish_and_clear();
+        let total = served.meta.layout.total();
+        let status = served.controller.status();
+        let all: Vec<_> = nodes.iter().map(Node::progress).collect();
+        let node_seconds: Vec<_> = nodes.iter().map(|node| node.seconds().unwrap_or_default()).collect();
+        let seconds = node_seconds.iter().copied().fold(0.0, f64::max);
+        let copies = |bytes: u64| bytes as f64 / total as f64;
+        Report {
+            event: "done",
+            nodes: nodes.len(),
+            bytes: total,
+            taken_in: all.iter().map(|p| p.from_peers + p.from_origin).sum(),
+            hashing_seconds: 0.0,
+            seconds,
+            node_seconds,
+            origin_copies: copies(served.given() + status.from_store),
+            store_copies: copies(served.from_store + status.from_store),
+            wasted: all.iter().map(|p| p.wasted).sum(),
+            lower_bound_seconds: Some(bound.seconds),
+            binding_cut: Some(bound.cut.name()),
+            ratio: Some(seconds / bound.seconds),
+            lambda2: self.lambda2.clone(),
+        }
+    }
+}
+
+fn origin_bytes(nodes: &[Node]) -> u64 {
+    nodes.iter().map(|node| node.progress().from_origin).sum()
+}
+
+fn words(report: &Report) -> String {
+    use std::fmt::Write;
+    let mut text = format!(
+        "{} nodes whole in {:.1} s ({:.1} s of hashing before): {} bytes taken in, {:.2} copies from the origin, {:.2} from the store\n",
+        report.nodes,
+        report.seconds,
+        report.hashing_seconds,
+        report.taken_in,
+        report.origin_copies,
+        report.store_copies
+    );
+    let _ = match (report.lower_bound_seconds, report.ratio, report.binding_cut) {
+        (Some(bound), Some(ratio), Some(cut)) => {
+            writeln!(text, "{ratio:.2} times the lower bound of {bound:.1} s (the {cut} binds)")
+        }
+        _ => writeln!(text, "no rate is limited, so there is no bound to compare with; give --rate or --origin-rate"),
+    };
+    text
+}
