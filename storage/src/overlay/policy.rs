@@ -58,8 +58,16 @@ impl Default for Config {
 const TTL_INTERVALS: u64 = 6;
 const LEASE_PATIENCE: u64 = 8;
 const LEASE_MS_MIN: Millis = 3000;
-/// Goodput must grow by this factor for one more slot to have been worth it.
-const SLOT_GAIN: f64 = 1.05;
+/// Patience while no lease was ever done: how long one takes is not known, and who is silent is lost anyway.
+const LEASE_MS_FIRST: Millis = 30_000;
+const LEASE_MS_MAX: Millis = 3_600_000;
+/// Slots grow by this factor, at first and later; to have been worth it goodput must grow by this share as much.
+const GROWTH: (f64, f64) = (2.0, 1.25);
+const WORTH: f64 = 0.3;
+/// A node whose leases take so many times longer than all do is slow.
+const SLOW: f64 = 2.5;
+/// Nodes that a node is told of because they want the same bytes, at most.
+const KIN_MAX: usize = 8;
 /// Useless edges moved per tick.
 const SWITCHES: usize = 32;
 
@@ -128,8 +136,12 @@ struct Node {
     demand: Vec<Demand>,
     have: Bits,
     relay: Option<NodeId>,
+    /// Others that want some of the same bytes, where not everybody wants everything: a random graph would seldom join them.
+    kin: Vec<NodeId>,
     outstanding: u32,
     leased: u32,
+    /// Smoothed time of its leases.
+    lease_ms: f64,
     got: u32,
     cursor: u32,
     connected: bool,
@@ -154,6 +166,8 @@ pub struct Policy {
     slots: Slots,
     sending: u32,
     lease_ms: f64,
+    /// Least patience with a lease: grows while leases are taken back and none is done.
+    patience_ms: Millis,
     leases: u64,
     version: u64,
 }
@@ -168,6 +182,8 @@ struct Slots {
     limited: bool,
     best: f64,
     grew: bool,
+    /// The first window is past, in which bytes only began to flow.
+    warm: bool,
     hold: u32,
     /// Doubling until the first time that more slots were not worth it.
     eager: bool,
@@ -175,15 +191,18 @@ struct Slots {
 
 impl Policy {
     pub fn new(config: Config, pieces: u32, seed: u64) -> Self {
-        let relays = relays(config.expected);
+        // A lease shares its receiver's downlink with as many neighbours: fewer leases leave the origin's own link idle.
+        let busy = relays(config.expected).max(config.degree as u32 + 2);
+        let first = if config.mode == Mode::Paper { config.slots_max } else { busy };
         let slots = Slots {
-            now: relays.max(2).min(config.slots_max.max(1)),
+            now: first.min(config.slots_max.max(1)),
             max: config.slots_max.max(1),
             window_start: 0,
             done: 0,
             limited: false,
             best: 0.0,
             grew: false,
+            warm: false,
             hold: 0,
             eager: true,
         };
@@ -200,6 +219,7 @@ impl Policy {
             slots,
             sending: 0,
             lease_ms: 0.0,
+            patience_ms: LEASE_MS_FIRST,
             leases: 0,
             version: 0,
             config,
@@ -246,14 +266,21 @@ impl Policy {
         let role = if fresh { Role::Relay } else { Role::Capped };
         let relay = (!fresh).then(|| self.draw_relay()).flatten();
         let rack = report.rack;
+        let kin = self.kin(&demand);
+        for other in &kin {
+            self.nodes.get_mut(other).into_iter().for_each(|n| n.kin.push(id));
+            self.version += 1;
+        }
         let node = Node {
             role,
             rack,
             demand,
             have,
             relay,
+            kin,
             outstanding: 0,
             leased: 0,
+            lease_ms: 0.0,
             got: 0,
             cursor,
             connected: false,
@@ -267,6 +294,20 @@ impl Policy {
             self.open(id);
         }
         self.slots.now = self.slots.now.max(target.min(self.slots.max));
+    }
+
+    fn wants_all(&self, demand: &[Demand]) -> bool {
+        demand.iter().any(|d| d.range.len() == self.pieces.len())
+    }
+
+    fn kin(&self, demand: &[Demand]) -> Vec<NodeId> {
+        if self.wants_all(demand) {
+            return Vec::new();
+        }
+        let meet = |a: &Demand, b: &Demand| a.range.start < b.range.end && b.range.start < a.range.end;
+        let shares = |n: &Node| n.demand.iter().any(|a| demand.iter().any(|b| meet(a, b)));
+        let open = self.nodes.iter().filter(|(_, n)| n.kin.len() < KIN_MAX && !self.wants_all(&n.demand) && shares(n));
+        open.map(|(id, _)| *id).take(KIN_MAX).collect()
     }
 
     /// Per-node sets of pieces are kept only while they are small beside what is loaded.
@@ -320,15 +361,15 @@ impl Policy {
     fn orders(&self, id: NodeId) -> Orders {
         let interval_ms = self.config.interval_ms;
         let role = self.role(id);
-        let neighbours = if role == Role::Capped { Vec::new() } else { self.graph.neighbours(id).collect() };
+        let kin = self.nodes.get(&id).into_iter().flat_map(|n| &n.kin).copied();
+        let kin = kin.filter(|other| self.role(*other) != Role::Capped && self.role(id) != Role::Capped);
+        let dealt = self.graph.neighbours(id).filter(|_| role != Role::Capped);
+        let neighbours = dealt.chain(kin).collect::<BTreeSet<_>>().into_iter().collect();
         Orders { role, neighbours, origin: self.may_lease(role), interval_ms }
     }
 
     fn may_lease(&self, role: Role) -> bool {
-        match self.config.mode {
-            Mode::Ours => matches!(role, Role::Relay | Role::Leecher | Role::Peer),
-            Mode::Paper => role == Role::Relay || role == Role::Peer,
-        }
+        matches!(role, Role::Relay | Role::Leecher | Role::Peer)
     }
 
     fn learn(&mut self, id: NodeId, have: Bits) {
@@ -451,10 +492,15 @@ impl Policy {
     /// The paper's repository fall-back: any piece the node lacks, whoever else has read it.
     fn random_missing(&mut self, id: NodeId) -> Option<u32> {
         let node = self.nodes.get(&id)?;
-        let Demand { range, .. } = node.demand.get(self.rng.index(node.demand.len()))?;
-        let from = range.start + self.rng.below(u64::from(range.end - range.start)) as u32;
-        let lacks = |p: &u32| !node.have.get(*p) && !self.out.contains_key(&(id, *p));
-        (from..range.end).chain(range.start..from).find(lacks)
+        let first = self.rng.index(node.demand.len());
+        for Demand { range, .. } in node.demand[first..].iter().chain(&node.demand[..first]) {
+            let from = range.start + self.rng.below(u64::from(range.end - range.start)) as u32;
+            let lacks = |p: &u32| !node.have.get(*p) && !self.out.contains_key(&(id, *p));
+            if let Some(piece) = (from..range.end).chain(range.start..from).find(lacks) {
+                return Some(piece);
+            }
+        }
+        None
     }
 
     /// All bytes of the lease have left the origin: its slot is free again.
@@ -474,9 +520,11 @@ impl Policy {
         let Some(Lease { since, .. }) = self.out.remove(&(id, piece)) else { return };
         let took = now.saturating_sub(since) as f64;
         self.lease_ms = if self.lease_ms == 0.0 { took } else { 0.9 * self.lease_ms + 0.1 * took };
+        self.patience_ms = LEASE_MS_MIN;
         self.pieces[piece as usize] = Piece::Given { node: id };
         self.unready(id);
         if let Some(node) = self.nodes.get_mut(&id) {
+            node.lease_ms = if node.lease_ms == 0.0 { took } else { 0.7 * node.lease_ms + 0.3 * took };
             node.outstanding = node.outstanding.saturating_sub(1);
             node.got += 1;
             node.have.set(piece);
@@ -524,7 +572,9 @@ impl Policy {
     fn refresh(&mut self, id: NodeId) {
         let Some(node) = self.nodes.get(&id) else { return };
         let key = (node.outstanding, node.leased, id);
-        let fit = node.connected && !node.complete && self.may_lease(node.role);
+        // What only a slow node holds, others wait for; but what it alone wants it must fetch.
+        let slow = node.lease_ms > SLOW * self.lease_ms && self.wants_all(&node.demand);
+        let fit = node.connected && !node.complete && !slow && self.may_lease(node.role);
         if fit && node.outstanding < self.config.leases_per_node && !self.dry.contains(&id) {
             self.ready.insert(key);
         } else {
@@ -543,8 +593,9 @@ impl Policy {
         self.connected(id, false);
         self.unready(id);
         self.dry.remove(&id);
-        if self.nodes.remove(&id).is_none() {
-            return;
+        let Some(node) = self.nodes.remove(&id) else { return };
+        for other in node.kin {
+            self.nodes.get_mut(&other).into_iter().for_each(|n| n.kin.retain(|kin| *kin != id));
         }
         self.graph.leave(id, &mut self.rng);
         self.version += 1;
@@ -578,9 +629,19 @@ impl Policy {
         let silent = now.saturating_sub(TTL_INTERVALS * self.config.interval_ms);
         let lost: Vec<_> = self.nodes.iter().filter(|(_, n)| n.seen < silent).map(|(id, _)| *id).collect();
         lost.into_iter().for_each(|id| self.leave(id));
-        let patience = ((self.lease_ms * LEASE_PATIENCE as f64) as Millis).max(LEASE_MS_MIN);
-        let late: Vec<_> =
-            self.out.iter().filter(|(_, l)| now.saturating_sub(l.since) > patience).map(|(key, _)| *key).collect();
+        let patience = ((self.lease_ms * LEASE_PATIENCE as f64) as Millis).max(self.patience_ms);
+        // In the paper nobody watches over who reads what.
+        let watched = self.config.mode == Mode::Ours;
+        let late: Vec<_> = self
+            .out
+            .iter()
+            .filter(|(_, l)| watched && now.saturating_sub(l.since) > patience)
+            .map(|(key, _)| *key)
+            .collect();
+        // Large pieces from a slow origin take long: what is taken back before anything ends was not late.
+        if !late.is_empty() {
+            self.patience_ms = (self.patience_ms * LEASE_PATIENCE).min(LEASE_MS_MAX);
+        }
         late.into_iter().for_each(|(id, piece)| self.release(id, piece));
         self.slots.turn(now, self.lease_ms);
         if self.meshed {
@@ -665,17 +726,23 @@ impl Slots {
             return;
         }
         let goodput = f64::from(self.done) / span as f64;
-        let worth = goodput >= self.best * SLOT_GAIN;
+        if !std::mem::replace(&mut self.warm, true) {
+            (self.window_start, self.done) = (now, 0);
+            return;
+        }
+        let growth = if self.eager { GROWTH.0 } else { GROWTH.1 };
+        let worth = goodput >= self.best * (1.0 + (growth - 1.0) * WORTH);
         if self.grew && !worth {
-            self.now = if self.eager { self.now.div_ceil(2) } else { (self.now - 1).max(1) };
-            self.hold = 10;
+            self.now = ((f64::from(self.now) / growth).round() as u32).max(1);
+            self.hold = 3;
             self.eager = false;
         }
         self.grew = false;
         if self.hold > 0 {
             self.hold -= 1;
         } else if self.limited && self.now < self.max {
-            self.now = if self.eager { (self.now * 2).min(self.max) } else { self.now + 1 };
+            let growth = if self.eager { GROWTH.0 } else { GROWTH.1 };
+            self.now = ((f64::from(self.now) * growth).ceil() as u32).min(self.max);
             self.grew = true;
         }
         self.best = if worth { goodput } else { 0.9 * self.best + 0.1 * goodput };
@@ -692,6 +759,8 @@ impl Slots {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::VecDeque;
+
     use super::*;
 
     fn policy(nodes: u64, pieces: u32) -> Policy {
@@ -787,6 +856,92 @@ mod tests {
         policy.connected(other, true);
         assert_eq!(policy.next_lease(7001), Some((other, piece)));
         assert_eq!(policy.snapshot().roles.iter().sum::<u32>(), 1);
+    }
+
+    #[test]
+    fn leases_that_all_take_long_are_not_taken_back_for_ever() {
+        let mut policy = policy(1, 1);
+        policy.connected(0, true);
+        // Each lease needs a minute, announced every second.
+        let (mut since, mut now) = (0, 0);
+        policy.next_lease(0).unwrap();
+        while now - since < 60_000 {
+            now += 1000;
+            assert!(now < 600_000, "given and taken back for ten minutes");
+            policy.announce(now, 0, Report::default());
+            policy.tick(now);
+            if policy.next_lease(now).is_some() {
+                since = now;
+            }
+        }
+    }
+
+    #[test]
+    fn who_wants_the_same_bytes_is_told_of_each_other() {
+        let mut policy = Policy::new(Config { expected: 40, ..Config::default() }, 400, 1);
+        let part = |i: u32| {
+            vec![
+                Demand { range: i * 10..i * 10 + 10, seed_only: false },
+                Demand { range: (i + 1) % 40 * 10..(i + 1) % 40 * 10 + 3, seed_only: true },
+            ]
+        };
+        let speak = |policy: &mut Policy, i: u32| {
+            let orders = policy.announce(1, u64::from(i), Report { demand: part(i), ..Report::default() });
+            policy.connected(u64::from(i), orders.origin);
+            orders
+        };
+        (0..40).for_each(|i| drop(speak(&mut policy, i)));
+        for _ in 0..400 {
+            let Some((id, piece)) = policy.next_lease(2) else { break };
+            policy.lease_done(2, id, piece);
+            (0..40).for_each(|i| drop(speak(&mut policy, i)));
+        }
+        for i in 0..40 {
+            let orders = speak(&mut policy, i);
+            let around = [(i + 1) % 40, (i + 39) % 40].map(u64::from);
+            assert!(around.iter().all(|kin| orders.neighbours.contains(kin)), "{i}: {orders:?}");
+            assert!(orders.neighbours.len() <= 14, "{orders:?}");
+        }
+        policy.leave(5);
+        assert!(!speak(&mut policy, 4).neighbours.contains(&5));
+    }
+
+    #[test]
+    fn slots_double_only_while_that_brings_much_more() {
+        // Leases of 100 ms each: an origin that sends at most `most` at full rate.
+        let settled = |most: f64| {
+            let mut slots = Policy::new(Config { expected: 20, ..Config::default() }, 9, 1).slots;
+            assert_eq!(slots.now, 12);
+            let mut now = 0.0;
+            for _ in 0..100_000 {
+                slots.limited = true;
+                slots.done += 1;
+                now += 100.0 / most.min(f64::from(slots.now));
+                slots.turn(now as Millis, 100.0 * (f64::from(slots.now) / most).max(1.0));
+            }
+            slots.now
+        };
+        assert!((10..=16).contains(&settled(10.0)), "{}", settled(10.0));
+        assert!((90..=200).contains(&settled(100.0)), "{}", settled(100.0));
+    }
+
+    #[test]
+    fn a_node_whose_leases_take_long_gets_no_more_while_others_can_take_them() {
+        let mut policy = policy(2, 100);
+        (0..2).for_each(|id| policy.set_role(id, Role::Peer));
+        (0..2).for_each(|id| policy.connected(id, true));
+        let (mut now, mut out, mut to_slow) = (0, VecDeque::new(), 0);
+        for _ in 0..60 {
+            while let Some((id, piece)) = policy.next_lease(now) {
+                to_slow += u32::from(id == 1);
+                out.push_back((now + if id == 1 { 1000 } else { 100 }, id, piece));
+            }
+            out.make_contiguous().sort();
+            let Some((at, id, piece)) = out.pop_front() else { break };
+            now = at.max(now);
+            policy.lease_done(now, id, piece);
+        }
+        assert!(to_slow <= 6, "{to_slow}");
     }
 
     #[test]
