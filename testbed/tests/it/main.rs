@@ -10,4 +10,5 @@ mod prosody;
 mod published;
 mod s3;
 mod shelf;
+mod told;
 mod world;
