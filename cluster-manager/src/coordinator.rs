@@ -19,13 +19,14 @@ use federation::event::Event;
 use federation::id::{DomainId, JobId, MessageId, Millis};
 use federation::message::{Body, Envelope};
 use federation::xmpp::{Agent, AgentEvent, FullJid, IqFailure, Responder};
-use futures::stream::{self, StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
 use storage::s3::Store;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
 use tracing::{Instrument, error, info, info_span, warn};
 use xmpp_parsers::minidom::Element;
 
+use crate::archive::Archive;
 use crate::config::Config;
 use crate::film::{FilmFailure, Prepared, Verified};
 use crate::hosts::{Hosts, TaskId};
@@ -40,9 +41,8 @@ const DONE_QUEUE: usize = 1024;
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 /// An ad is repeated this often even when nothing changed.
 const AD_REFRESH_MS: u64 = 30_000;
-
-/// Orders of one award that are written to the store at the same time.
-const ORDERS_AT_ONCE: usize = 16;
+/// Readers see what has changed after this; until then nobody's message waits for their documents.
+const SHOW_AFTER: Duration = Duration::from_millis(50);
 
 /// A question from the REST side.
 pub enum Ask {
@@ -64,6 +64,7 @@ enum Done {
     Prepared { job: JobId, result: Result<Box<Prepared>, FilmFailure> },
     Checked { job: JobId, part: u32, attempt: u32, result: Result<Verified, String> },
     Published { job: JobId, complete: bool, result: Result<(), FilmFailure> },
+    Told { job: JobId },
 }
 
 /// A domain that is in the Federation room now.
@@ -78,6 +79,7 @@ pub struct Coordinator {
     base_url: String,
     domain: Domain,
     journal: Journal,
+    archive: Archive,
     vault: Vault,
     store: Option<Store>,
     /// Stores of jobs that bring their own credentials.
@@ -99,9 +101,13 @@ pub struct Coordinator {
     checked: BTreeMap<(JobId, u32, u32), Verified>,
     /// When the last ad went out, its number, and the capacity in it.
     ad: Option<(Millis, u64, (u32, u32))>,
+    /// Since when the capacity is another than in the last ad.
+    changed_at: Option<Millis>,
     /// The capacity that the domain object knows of.
     told: Option<(u32, u32)>,
     owners: jobs::Owners,
+    /// Where the orders of first attempts will be, signed before they are needed.
+    addresses: BTreeMap<JobId, Arc<jobs::Addresses>>,
 }
 
 pub fn now() -> Millis {
@@ -141,6 +147,7 @@ impl Coordinator {
         for entry in journal.replay::<Entry>() {
             match entry? {
                 Entry::Domain(event) => domain.replay(&event),
+                Entry::Job(JobEvent::Archived { id }) => drop(records.remove(&id)),
                 Entry::Job(event) => match records.get_mut(event.id()) {
                     Some(record) => record.apply(&event),
                     None => match Record::accepted(&event) {
@@ -158,6 +165,7 @@ impl Coordinator {
             epoch,
             base_url,
             domain,
+            archive: journal.archive(),
             journal,
             vault,
             store,
@@ -175,8 +183,10 @@ impl Coordinator {
             publishing: BTreeMap::new(),
             checked: BTreeMap::new(),
             ad: None,
+            changed_at: None,
             told: None,
             owners: BTreeMap::new(),
+            addresses: BTreeMap::new(),
             config,
         })
     }
@@ -185,13 +195,15 @@ impl Coordinator {
     pub async fn run(mut self, stop: impl Future<Output = ()>) -> Result<()> {
         tokio::pin!(stop);
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
+        let mut show_at: Option<Instant> = None;
         self.enter().await;
         if !self.journal.is_empty() {
             self.step(Input::Restarted)?;
             self.resume_jobs().await?;
         }
         loop {
-            let due = self.domain.deadline().map(|at| Duration::from_millis(at.since(now())));
+            let due = [self.domain.deadline(), self.ad_due()].into_iter().flatten().min();
+            let due = due.map(|at| Duration::from_millis(at.since(now())));
             tokio::select! {
                 () = &mut stop => break,
                 event = self.events.recv() => match event {
@@ -202,12 +214,18 @@ impl Coordinator {
                 Some(ask) = self.asks.recv() => self.on_ask(ask),
                 () = tokio::time::sleep(due.unwrap_or(Duration::MAX)), if due.is_some() => self.step(Input::Tick)?,
                 _ = housekeeping.tick() => self.keep_house().await?,
+                () = tokio::time::sleep_until(show_at.unwrap_or_else(Instant::now)), if show_at.is_some() => {
+                    show_at = None;
+                    self.show();
+                    continue;
+                }
             }
             self.hand_out();
             self.advertise().await?;
-            self.show();
+            show_at.get_or_insert_with(|| Instant::now() + SHOW_AFTER);
         }
         info!("leaving");
+        self.journal.settle()?;
         self.agent.close().await;
         Ok(())
     }
@@ -293,20 +311,17 @@ impl Coordinator {
         };
         let agent = self.agent.clone();
         let writer = self.order_writer(&envelope);
+        let committed = match &envelope.body {
+            Body::Commit(commit) => self.domain.book().leases.get(&commit.lease).map(|lease| lease.parts.clone()),
+            _ => None,
+        };
         self.spawn("send", async move {
-            if let Body::Award(award) = &mut envelope.body {
-                let empty = award.parts.iter_mut().filter(|part| part.url.is_empty());
-                let orders = stream::iter(empty).map(Ok).try_for_each_concurrent(ORDERS_AT_ONCE, |part| async {
-                    let Some(writer) = &writer else { return Err("there is no job to write it for".to_owned()) };
-                    let written = writer.write(part.part, part.attempt).await;
-                    part.url = written.map_err(|error| format!("part {}: {error}", part.part))?;
-                    Ok(())
-                });
-                if let Err(error) = orders.await {
-                    warn!(%error, "an order could not be written; the award is not sent");
-                    let _ = done.send(Done::Answer { id, from: to, result: Err(Lost::Unreachable) }).await;
-                    return;
-                }
+            if let Body::Award(award) = &mut envelope.body
+                && let Err(error) = jobs::address_orders(award, writer.as_ref()).await
+            {
+                warn!(%error, "the orders have no address; the award is not sent");
+                let _ = done.send(Done::Answer { id, from: to, result: Err(Lost::Unreachable) }).await;
+                return;
             }
             let result = match agent.iq_set(peer.into(), Element::from(envelope), timeout).await {
                 Ok(Some(payload)) => Envelope::try_from(payload).map(Box::new).map_err(|_| Lost::NotUnderstood),
@@ -316,6 +331,10 @@ impl Coordinator {
                 Err(IqFailure::Remote(_) | IqFailure::TooLarge { .. }) => Err(Lost::Unreachable),
             };
             let _ = done.send(Done::Answer { id, from: to, result }).await;
+            // After the answer, whatever it is: no message waits for the store, and a guest waits for its order.
+            if let (Some(writer), Some(parts)) = (writer, committed) {
+                writer.write_all(&parts).await;
+            }
         });
     }
 
@@ -346,10 +365,13 @@ impl Coordinator {
                 self.step(Input::Checked { job, part, attempt, result })
             }
             Done::Published { job, complete, result } => self.published(job, complete, result),
+            Done::Told { job } => self.journal_job(JobEvent::Told { id: job }),
         }
     }
 
     async fn keep_house(&mut self) -> Result<()> {
+        self.archive_ended()?;
+        self.journal.settle()?;
         for task in self.hosts.silent(now()) {
             self.task_lost(task, "host-silent", "its host manager fell silent")?;
         }
@@ -362,10 +384,10 @@ impl Coordinator {
 
     /// Replaces what readers see.
     fn show(&self) {
-        let jobs = self.documents();
+        let jobs = self.live_documents();
         let domains = self.domain_documents();
         let ready = self.rooms.all_joined();
-        self.snapshot.send_replace(Arc::new(Snapshot { ready, jobs, domains }));
+        self.snapshot.send_replace(Arc::new(Snapshot { ready, jobs, domains, ended: Some(self.archive.clone()) }));
     }
 
     /// Logs what a person must look at.

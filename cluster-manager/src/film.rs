@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use federation::job::{self, Job};
 use federation::message::{Output, PartCall};
-use futures::future::try_join_all;
+use futures::future::{join, try_join_all};
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -22,7 +22,8 @@ use storage::film::plan::{Plan, PlanOptions};
 use storage::film::probe::{Probe, Step};
 use storage::hex::hex;
 use storage::object::ObjectPath;
-use storage::s3::{PutOptions, Store};
+use storage::s3::{ObjectMeta, PutOptions, Store};
+use tracing::warn;
 
 use crate::results::{self, Document, Links, Sound, SoundTrack};
 use crate::view::ErrorDoc;
@@ -127,9 +128,23 @@ impl FilmJob {
         self.target.join(relative).ok().filter(|_| !hidden)
     }
 
-    /// Reads the source's index by ranged GETs, then claims the target: what fails before leaves nothing behind.
+    /// Reads the source's index by ranged GETs and claims the target meanwhile; when it fails it leaves nothing behind.
     pub async fn prepare(&self, store: &Store, chunk_seconds: f64) -> Result<Prepared, FilmFailure> {
         let meta = store.head(&self.source).await.map_err(|e| self.source_failure(&e))?;
+        match join(self.plan(store, &meta, chunk_seconds), self.claim(store)).await {
+            (Ok(plan), claimed) => claimed.map(|()| Prepared { etag: meta.etag, size: meta.size, plan }),
+            (Err(failure), claimed) => {
+                if claimed.is_ok()
+                    && let Err(error) = self.unclaim(store).await
+                {
+                    warn!(job = self.id, %error, "the target stays claimed");
+                }
+                Err(failure)
+            }
+        }
+    }
+
+    async fn plan(&self, store: &Store, meta: &ObjectMeta, chunk_seconds: f64) -> Result<Plan, FilmFailure> {
         let options = PlanOptions {
             chunk_seconds: self.job.options.chunk_seconds.map_or(chunk_seconds, f64::from),
             ..Default::default()
@@ -137,10 +152,7 @@ impl FilmJob {
         let (mut probe, etag) = (Probe::new(meta.size, options), &meta.etag);
         loop {
             match probe.step().map_err(|e| FilmFailure::new(e.code(), format!("{}: {e}", self.job.source), e.hint()))? {
-                Step::Done(plan) => {
-                    self.claim(store).await?;
-                    return Ok(Prepared { etag: etag.clone(), size: meta.size, plan: *plan });
-                }
+                Step::Done(plan) => return Ok(*plan),
                 Step::Need(ranges) => {
                     let gets = ranges.into_iter().map(|range| async move {
                         let bytes = store.get_range(&self.source, range, Some(etag)).await;
@@ -189,6 +201,10 @@ impl FilmJob {
             store.delete(&self.target.join(&document.key)?).await?;
         }
         self.tidy(store, prepared, attempts, &BTreeMap::new()).await?;
+        self.unclaim(store).await
+    }
+
+    async fn unclaim(&self, store: &Store) -> Result<(), StoreError> {
         store.delete(&self.target.join(CLAIM)?).await
     }
 
@@ -225,7 +241,16 @@ impl FilmJob {
         Some(PartCall { part, bytes, work_ms: (prepared.plan.film.duration * 20.0) as u64 })
     }
 
-    /// Writes the order for one attempt of one part and returns its presigned URL.
+    fn order_place(&self, part: u32, attempt: u32) -> Result<ObjectPath, StoreError> {
+        self.target.join(&format!(".starling/{}/order-{part:05}-{attempt}.json", self.id))
+    }
+
+    /// The presigned URL of the order for one attempt of one part, written or not.
+    pub async fn order_url(&self, store: &Store, part: u32, attempt: u32, ttl: Duration) -> Result<String, StoreError> {
+        store.presign_get(&self.order_place(part, attempt)?, ttl).await
+    }
+
+    /// Writes the order for one attempt of one part.
     pub async fn order(
         &self,
         store: &Store,
@@ -234,7 +259,7 @@ impl FilmJob {
         part: u32,
         attempt: u32,
         ttl: Duration,
-    ) -> Result<String, StoreError> {
+    ) -> Result<(), StoreError> {
         let work = match prepared.plan.parts.get(part as usize) {
             Some(planned) => {
                 let mut renditions = Vec::new();
@@ -282,10 +307,8 @@ impl FilmJob {
         let spec = PartSpec { job: self.id.clone(), part, attempt, work };
         let body = serde_json::to_vec(&spec)
             .map_err(|e| StoreError::new(Reason::BadInput, "write the order to", &self.target, e.to_string()))?;
-        let object = self.target.join(&format!(".starling/{}/order-{part:05}-{attempt}.json", self.id))?;
         let options = PutOptions { content_type: Some("application/json".into()), ..Default::default() };
-        store.put(&object, Bytes::from(body), options).await?;
-        store.presign_get(&object, ttl).await
+        store.put(&self.order_place(part, attempt)?, Bytes::from(body), options).await.map(drop)
     }
 
     /// Reads the objects of a part back and compares them with what was reported and with what was ordered. The `Err` says

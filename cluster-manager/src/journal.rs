@@ -1,12 +1,18 @@
 //! The journal: what this cluster manager has promised and learnt, in order, in sled.
 //!
 //! State is never stored, only events; a restart folds them again. An entry counts as written when [`Journal::append`]
-//! returns: then it is with the operating system, and a killed process loses nothing. Secrets never come here in clear
-//! (see `vault`).
+//! returns: then it is with the operating system, and a killed process loses nothing. sled keeps what is new in its own memory
+//! until it has waited for the disk, which takes longer than a whole negotiation; so what sled has not settled yet stands in
+//! a plain file beside it, too. What a power cut costs: docs/decisions/journal-and-power-cuts.md. Secrets never come here
+//! in clear (see `vault`).
 
+use std::fs::File;
+use std::io::{Read, Write};
 use std::path::Path;
 
 use serde::{Serialize, de::DeserializeOwned};
+
+use crate::archive::{Archive, Ended};
 
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
@@ -16,6 +22,8 @@ pub enum JournalError {
     Write(#[source] sled::Error),
     #[error("read the journal")]
     Read(#[source] sled::Error),
+    #[error("{doing} the journal's tail")]
+    Tail { doing: &'static str, source: std::io::Error },
     #[error("journal entry {index} is not understood; it was written by another version")]
     Entry { index: u64, source: serde_json::Error },
 }
@@ -23,21 +31,64 @@ pub enum JournalError {
 pub struct Journal {
     db: sled::Db,
     events: sled::Tree,
+    ended: sled::Tree,
     next: u64,
+    /// What sled may still have in memory only, a line for each entry.
+    tail: File,
+    tail_bytes: usize,
 }
 
+/// The tail's file, beside sled's own.
+const TAIL: &str = "tail";
+/// The tail is settled then at the latest: it is read whole at start.
+const TAIL_BYTES_MAX: usize = 4 << 20;
+
 impl Journal {
-    /// Opens or creates the journal in `dir`. Fails when another process has it open.
+    /// Opens or creates the journal in `dir`, and takes up what a killed process has left in the tail. Fails when another
+    /// process has it open.
     pub fn open(dir: &Path) -> Result<Self, JournalError> {
         let fail = |source| JournalError::Open { path: dir.display().to_string(), source };
         // Small cache: the journal is read once, at start.
         let db = sled::Config::new().path(dir).cache_capacity(4 << 20).flush_every_ms(None).open().map_err(fail)?;
         let events = db.open_tree("events").map_err(fail)?;
+        let ended = db.open_tree("ended").map_err(fail)?;
         let next = match events.last().map_err(fail)? {
             Some((key, _)) => index_of(&key) + 1,
             None => 0,
         };
-        Ok(Self { db, events, next })
+        let options = File::options().read(true).append(true).create(true).open(dir.join(TAIL));
+        let tail = options.map_err(|source| JournalError::Tail { doing: "open", source })?;
+        let mut journal = Self { db, events, ended, next, tail, tail_bytes: 0 };
+        journal.recover()?;
+        Ok(journal)
+    }
+
+    /// Gives sled what only the tail has. A last line without an end was never acted upon.
+    fn recover(&mut self) -> Result<(), JournalError> {
+        let mut bytes = Vec::new();
+        self.tail.read_to_end(&mut bytes).map_err(|source| JournalError::Tail { doing: "read", source })?;
+        self.tail_bytes = bytes.len();
+        let mut batch = sled::Batch::default();
+        for line in bytes.split_inclusive(|b| *b == b'\n').filter_map(|line| line.strip_suffix(b"\n")) {
+            let Some((index, entry)) = line.split_at_checked(INDEX_DIGITS) else { break };
+            let index = str::from_utf8(index).ok().and_then(|digits| u64::from_str_radix(digits, 16).ok());
+            if index == Some(self.next) {
+                batch.insert(&self.next.to_be_bytes(), entry);
+                self.next += 1;
+            }
+        }
+        self.events.apply_batch(batch).map_err(JournalError::Write)?;
+        self.settle()
+    }
+
+    /// Waits until sled has everything on the disk, and empties the tail. To be called now and then.
+    pub fn settle(&mut self) -> Result<(), JournalError> {
+        if self.tail_bytes > 0 {
+            self.db.flush().map_err(JournalError::Write)?;
+            self.tail.set_len(0).map_err(|source| JournalError::Tail { doing: "empty", source })?;
+            self.tail_bytes = 0;
+        }
+        Ok(())
     }
 
     /// A number that grows with each start: this incarnation's epoch.
@@ -72,15 +123,32 @@ impl Journal {
         if entries.is_empty() {
             return Ok(());
         }
-        let mut batch = sled::Batch::default();
-        for (offset, entry) in entries.iter().enumerate() {
-            let bytes = serde_json::to_vec(entry).map_err(|source| JournalError::Entry { index: self.next, source })?;
-            batch.insert(&(self.next + offset as u64).to_be_bytes(), bytes);
+        let (mut batch, mut lines) = (sled::Batch::default(), Vec::new());
+        for (index, entry) in (self.next..).zip(entries) {
+            let bytes = serde_json::to_vec(entry).map_err(|source| JournalError::Entry { index, source })?;
+            // JSON has no line ends of its own.
+            lines.extend_from_slice(format!("{index:0INDEX_DIGITS$x}").as_bytes());
+            lines.extend_from_slice(&bytes);
+            lines.push(b'\n');
+            batch.insert(&index.to_be_bytes(), bytes);
         }
+        self.tail.write_all(&lines).map_err(|source| JournalError::Tail { doing: "write", source })?;
+        self.tail_bytes += lines.len();
         self.events.apply_batch(batch).map_err(JournalError::Write)?;
-        self.db.flush().map_err(JournalError::Write)?;
         self.next += entries.len() as u64;
-        Ok(())
+        if self.tail_bytes > TAIL_BYTES_MAX { self.settle() } else { Ok(()) }
+    }
+
+    /// Keeps the last state of a job, on the disk when this returns.
+    pub fn keep(&mut self, ended: &Ended) -> Result<(), JournalError> {
+        let index = self.next;
+        let bytes = serde_json::to_vec(ended).map_err(|source| JournalError::Entry { index, source })?;
+        self.ended.insert(&ended.document.id, bytes).map_err(JournalError::Write)?;
+        self.db.flush().map(drop).map_err(JournalError::Write)
+    }
+
+    pub fn archive(&self) -> Archive {
+        Archive(self.ended.clone())
     }
 
     /// Every entry, oldest first.
@@ -99,6 +167,9 @@ impl Journal {
         self.next == 0
     }
 }
+
+/// Of an index in the tail.
+const INDEX_DIGITS: usize = 16;
 
 fn index_of(key: &[u8]) -> u64 {
     key.try_into().map_or(0, u64::from_be_bytes)
@@ -120,6 +191,81 @@ mod tests {
         let entries: Result<Vec<u32>, _> = journal.replay().collect();
         assert_eq!(entries.unwrap(), (1..300).collect::<Vec<_>>());
         assert_eq!(journal.len(), 299);
+    }
+
+    /// What a process that was killed now would leave: what is in the files, and nothing of sled's memory.
+    fn killed(dir: &Path, torn: &str) -> tempfile::TempDir {
+        let left = tempfile::tempdir().unwrap();
+        drop(Journal::open(left.path()).unwrap());
+        let tail = std::fs::read_to_string(dir.join(TAIL)).unwrap();
+        std::fs::write(left.path().join(TAIL), tail + torn).unwrap();
+        left
+    }
+
+    #[test]
+    fn a_killed_process_loses_nothing_that_was_appended() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut journal = Journal::open(dir.path()).unwrap();
+        journal.append(&["one", "two"]).unwrap();
+        journal.append(&["three\nlines"]).unwrap();
+        let left = killed(dir.path(), "0000000000000003\"half an en");
+        for _ in 0..2 {
+            let mut journal = Journal::open(left.path()).unwrap();
+            let entries: Result<Vec<String>, _> = journal.replay().collect();
+            assert_eq!(entries.unwrap()[..3], ["one", "two", "three\nlines"]);
+            journal.append(&["next"]).unwrap();
+        }
+        assert_eq!(Journal::open(left.path()).unwrap().len(), 5);
+    }
+
+    #[test]
+    fn what_is_settled_is_read_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut journal = Journal::open(dir.path()).unwrap();
+        journal.append(&[1, 2]).unwrap();
+        let both = std::fs::read(dir.path().join(TAIL)).unwrap();
+        journal.settle().unwrap();
+        assert_eq!(std::fs::read(dir.path().join(TAIL)).unwrap(), b"");
+        drop(journal);
+        // Killed between settling and emptying.
+        std::fs::write(dir.path().join(TAIL), both).unwrap();
+        let entries: Result<Vec<u32>, _> = Journal::open(dir.path()).unwrap().replay().collect();
+        assert_eq!(entries.unwrap(), [1, 2]);
+    }
+
+    #[test]
+    fn the_last_state_of_a_job_is_there_after_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut journal = Journal::open(dir.path()).unwrap();
+        let job = |id: &str| crate::view::JobDoc { id: id.into(), state: "done".into(), ..Default::default() };
+        let xml = "<job xmlns='urn:starling:job:1' kind='transcode'><source>s3://b/in</source><target>s3://b/out</target>\
+                   <rendition height='90' codec='h264' crf='23'/></job>";
+        for id in ["j-1", "j-2"] {
+            let ended = Ended { document: job(id), xml: xml.into(), sealed: Some("secret".into()) };
+            journal.keep(&ended).unwrap();
+        }
+        drop(journal);
+        let archive = Journal::open(dir.path()).unwrap().archive();
+        assert_eq!(archive.documents().collect::<Vec<_>>(), [job("j-1"), job("j-2")]);
+        let ended = archive.get("j-2").unwrap();
+        assert_eq!((ended.film().unwrap().target.key(), ended.sealed.as_deref()), ("out/", Some("secret")));
+        assert!(archive.get("j-3").is_none());
+    }
+
+    /// Resident memory of this process, kB.
+    fn resident_kb() -> u64 {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
+    #[test]
+    fn an_open_journal_takes_little_memory() {
+        let dir = tempfile::tempdir().unwrap();
+        let before = resident_kb();
+        let journal = Journal::open(dir.path()).unwrap();
+        let grown = resident_kb().saturating_sub(before);
+        assert!(grown < 15_000, "{grown} kB for {} entries", journal.len()); // 21 MB for sled's histograms alone
     }
 
     #[test]

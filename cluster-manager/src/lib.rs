@@ -3,6 +3,7 @@
 //! `coordinator` drives the pure `federation::domain::Domain`; `film` is what it knows of transcoding; `results`, `timeline`
 //! and `web` make what a person sees.
 
+pub mod archive;
 pub mod cli;
 pub mod config;
 pub mod coordinator;

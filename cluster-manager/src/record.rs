@@ -59,6 +59,14 @@ pub enum JobEvent {
         cancelled: bool,
         error: Option<ErrorDoc>,
     },
+    /// The server has taken the message that tells the owner of the end.
+    Told {
+        id: JobId,
+    },
+    /// Its last state is in the archive; nothing of it is kept in memory.
+    Archived {
+        id: JobId,
+    },
 }
 
 impl JobEvent {
@@ -69,7 +77,9 @@ impl JobEvent {
             | Self::Loaded { id, .. }
             | Self::Verified { id, .. }
             | Self::Published { id, .. }
-            | Self::Ended { id, .. } => id,
+            | Self::Ended { id, .. }
+            | Self::Told { id }
+            | Self::Archived { id } => id,
         }
     }
 }
@@ -103,6 +113,7 @@ pub struct Record {
     pub done: BTreeMap<u32, Done>,
     pub published: Option<Millis>,
     pub ended: Option<(Millis, bool, Option<ErrorDoc>)>,
+    pub told: bool,
 }
 
 impl Record {
@@ -121,12 +132,13 @@ impl Record {
             done: BTreeMap::new(),
             published: None,
             ended: None,
+            told: false,
         })
     }
 
     pub fn apply(&mut self, event: &JobEvent) {
         match event.clone() {
-            JobEvent::Accepted { .. } => {}
+            JobEvent::Accepted { .. } | JobEvent::Archived { .. } => {}
             JobEvent::Prepared { at, prepared, .. } => self.prepared = Some((at, Arc::from(prepared))),
             JobEvent::Loaded { part, piece, .. } => {
                 self.pieces.insert(part, piece);
@@ -139,6 +151,7 @@ impl Record {
                 self.published.get_or_insert(at);
             }
             JobEvent::Ended { at, cancelled, error, .. } => self.ended = Some((at, cancelled, error)),
+            JobEvent::Told { .. } => self.told = true,
         }
     }
 
@@ -155,6 +168,11 @@ impl Record {
     /// The objects with the sound, in film order.
     pub fn sound_objects(&self) -> BTreeMap<u32, Output> {
         self.pieces.iter().map(|(n, piece)| (*n, piece.object.clone())).collect()
+    }
+
+    /// It has ended, and its owner does not know yet. Who cancels is told in the answer.
+    pub fn is_untold(&self) -> bool {
+        !self.told && matches!(self.ended, Some((_, false, _)))
     }
 
     /// Every part that the film needs, the sound included.

@@ -15,15 +15,32 @@ use axum::{Json, Router};
 use serde_json::json;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::archive::Archive;
 use crate::coordinator::Ask;
 use crate::view::{DomainDoc, ErrorDoc, JobDoc};
 
-/// What is shown to readers; replaced whole after each change.
+/// What is shown to readers; replaced whole soon after each change.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     pub ready: bool,
     pub jobs: BTreeMap<String, JobDoc>,
     pub domains: Vec<DomainDoc>,
+    /// Jobs that are over.
+    pub ended: Option<Archive>,
+}
+
+impl Snapshot {
+    fn job(&self, id: &str) -> Option<JobDoc> {
+        self.jobs.get(id).cloned().or_else(|| Some(self.ended.as_ref()?.get(id)?.document))
+    }
+
+    fn all_jobs(&self) -> Vec<JobDoc> {
+        let ended = self.ended.iter().flat_map(|archive| archive.documents());
+        // One that was archived since is in both.
+        let mut all: BTreeMap<_, _> = ended.map(|job| (job.id.clone(), job)).collect();
+        all.extend(self.jobs.clone());
+        all.into_values().collect()
+    }
 }
 
 #[derive(Clone)]
@@ -51,7 +68,8 @@ async fn health(State(rest): State<Rest>) -> Response {
 }
 
 async fn jobs(State(rest): State<Rest>) -> Json<Vec<JobDoc>> {
-    Json(rest.snapshot.borrow().jobs.values().cloned().collect())
+    let snapshot = rest.snapshot.borrow().clone();
+    Json(snapshot.all_jobs())
 }
 
 async fn domains(State(rest): State<Rest>) -> Json<Vec<DomainDoc>> {
@@ -59,14 +77,16 @@ async fn domains(State(rest): State<Rest>) -> Json<Vec<DomainDoc>> {
 }
 
 async fn job(State(rest): State<Rest>, Path(id): Path<String>) -> Response {
-    match rest.snapshot.borrow().jobs.get(&id) {
-        Some(job) => Json(job.clone()).into_response(),
+    let snapshot = rest.snapshot.borrow().clone();
+    match snapshot.job(&id) {
+        Some(job) => Json(job).into_response(),
         None => no_such_job(&id),
     }
 }
 
 async fn timeline(State(rest): State<Rest>, Path(id): Path<String>) -> Response {
-    match rest.snapshot.borrow().jobs.get(&id) {
+    let snapshot = rest.snapshot.borrow().clone();
+    match snapshot.job(&id) {
         Some(job) => {
             ([(header::CONTENT_TYPE, "image/svg+xml")], crate::timeline::svg(&job.id, &job.timeline)).into_response()
         }

@@ -282,6 +282,10 @@ impl Book {
                     job.times.ended.get_or_insert(*at);
                 }
             }
+            Event::Forgotten { job, .. } => {
+                self.jobs.remove(job);
+                self.leases.retain(|_, lease| lease.job != *job);
+            }
             Event::Marked { domain, mark, until, .. } => {
                 let record = self.marks.entry(domain.clone()).or_default();
                 (record.mark, record.until, record.failures_in_row) = (Some(*mark), *until, 0);
@@ -317,6 +321,12 @@ impl Book {
 
     pub fn is_marked(&self, domain: &DomainId, now: Millis) -> bool {
         self.marks.get(domain).is_some_and(|r| r.mark.is_some() && r.until > now)
+    }
+
+    /// A job that has ended, and of whose leases nobody has to be told any more.
+    pub fn is_over(&self, job: &JobId) -> bool {
+        self.jobs.get(job).is_none_or(|job| !job.is_open())
+            && self.leases.values().all(|lease| lease.job != *job || lease.stage == Stage::Over)
     }
 
     /// Parts of a granted lease that it still has to deliver.

@@ -111,6 +111,12 @@ impl Broker {
         true
     }
 
+    pub fn forget(&mut self, cx: &mut Cx, job: &JobId) {
+        if cx.book.jobs.contains_key(job) && cx.book.is_over(job) {
+            cx.record(Event::Forgotten { at: cx.now, job: job.clone() });
+        }
+    }
+
     pub fn ad(&mut self, cx: &mut Cx, ad: Ad) {
         if ad.domain == cx.config.me {
             return;
@@ -332,6 +338,13 @@ impl Broker {
             .collect();
         for job in late {
             self.fail(cx, &job, "deadline-passed".into(), "the deadline has passed".into());
+        }
+        // Of what was sold on nothing is shown once the lease that it came with is closed.
+        let is_settled = |parent: &Option<LeaseId>| parent.as_ref().is_some_and(|p| !cx.book.taken.contains_key(p));
+        let closed = cx.book.jobs.iter().filter(|(_, j)| !j.is_open() && is_settled(&j.terms.parent));
+        let sold: Vec<_> = closed.map(|(id, _)| id.clone()).collect();
+        for job in sold {
+            self.forget(cx, &job);
         }
         self.tick_rounds(cx);
         self.tick_leases(cx);

@@ -75,6 +75,10 @@ pub enum Input {
         job: JobId,
         reason: String,
     },
+    /// The job [is over](Book::is_over), and the driver has kept what it needs of it. Else this does nothing.
+    Forget {
+        job: JobId,
+    },
     /// Presence in the Federation room.
     Ad(Ad),
     AdGone(DomainId),
@@ -283,6 +287,7 @@ impl Domain {
             Input::Finish { job } => self.broker.finish(&mut cx, &job),
             Input::FailJob { job, code, message } => self.broker.fail(&mut cx, &job, code, message),
             Input::CancelJob { job, reason } => self.broker.cancel(&mut cx, &job, reason),
+            Input::Forget { job } => self.broker.forget(&mut cx, &job),
             Input::Ad(ad) => self.broker.ad(&mut cx, ad),
             Input::AdGone(domain) => self.broker.ad_gone(&domain),
             Input::Answer { id, from, result } => {

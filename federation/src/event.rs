@@ -145,6 +145,11 @@ pub enum Event {
         job: JobId,
         end: End,
     },
+    /// Of a job that has ended nothing is left to do or to say, and the driver has kept what is still shown of it.
+    Forgotten {
+        at: Millis,
+        job: JobId,
+    },
     Marked {
         at: Millis,
         domain: DomainId,

@@ -161,7 +161,7 @@ pub struct Refuse {
 
 /// Home → foreign, before `hold_until`. Answered by [`Accept`] or [`Decline`].
 #[derive(FromXml, AsXml, Clone, Debug, PartialEq)]
-#[xml(namespace = NS, name = "award")]
+#[xml(namespace = NS, name = "award", deserialize_callback = Award::unpack)]
 pub struct Award {
     #[xml(attribute)]
     pub bid: BidId,
@@ -177,8 +177,50 @@ pub struct Award {
     /// Most that these parts may cost together.
     #[xml(attribute(name = "price-cap"))]
     pub price_cap: f64,
+    /// While on its way: how all addresses begin, and after `?` how all their queries begin. Set by [`Award::pack`].
+    #[xml(attribute(default))]
+    pub urls: Option<String>,
     #[xml(child(n = ..))]
     pub parts: Vec<PartAward>,
+}
+
+/// What addresses may share; more would let a small stanza grow large here.
+const SHARED_MAX: usize = 2_048;
+
+impl Award {
+    /// Says only once what presigned addresses have in common, which is most of them: a stanza would not hold some hundreds
+    /// of them in full. Whoever reads the stanza gets them in full.
+    pub fn pack(&mut self) {
+        let split =
+            |part: &PartAward| part.url.split_once('?').map(|(path, query)| (path.to_owned(), query.to_owned()));
+        let Some(urls) = self.parts.iter().map(split).collect::<Option<Vec<_>>>() else { return };
+        let Some((first, rest)) = urls.split_first().filter(|(_, rest)| !rest.is_empty()) else { return };
+        let path = rest.iter().fold(first.0.as_str(), |shared, (path, _)| common(shared, path));
+        let query = rest.iter().fold(first.1.as_str(), |shared, (_, query)| common(shared, query));
+        if path.len() + query.len() < SHARED_MAX {
+            self.urls = Some(format!("{path}?{query}"));
+            for (part, (own_path, own_query)) in self.parts.iter_mut().zip(&urls) {
+                part.url = format!("{}?{}", &own_path[path.len()..], &own_query[query.len()..]);
+            }
+        }
+    }
+
+    fn unpack(&mut self) -> Result<(), xso::error::Error> {
+        let Some(urls) = self.urls.take() else { return Ok(()) };
+        let bad = xso::error::Error::Other("addresses that make no sense");
+        let Some((path, query)) = urls.split_once('?').filter(|_| urls.len() <= SHARED_MAX) else { return Err(bad) };
+        for part in &mut self.parts {
+            let Some((own_path, own_query)) = part.url.split_once('?') else { return Err(bad) };
+            part.url = format!("{path}{own_path}?{query}{own_query}");
+        }
+        Ok(())
+    }
+}
+
+/// What both begin with.
+fn common<'a>(a: &'a str, b: &str) -> &'a str {
+    let same = a.chars().zip(b.chars()).take_while(|(a, b)| a == b).map(|(c, _)| c.len_utf8()).sum();
+    &a[..same]
 }
 
 /// One part as it is awarded.

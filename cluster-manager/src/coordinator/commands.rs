@@ -7,6 +7,8 @@ use federation::job::Job;
 use federation::view::DomainView;
 use federation::xmpp::FullJid;
 use serde::Serialize;
+use storage::object::ObjectPath;
+use storage::s3::{S3Config, Store};
 use tracing::info;
 
 use super::{Ask, Coordinator, now};
@@ -15,6 +17,13 @@ use crate::record::{JobEvent, Record};
 use crate::rest::Located;
 use crate::shell::{self, Command};
 use crate::view::{DomainDoc, ErrorDoc, JobDoc};
+
+/// What opens the store of a result.
+enum Key {
+    Open(Store),
+    /// The keys that an ended job brought; its store is not kept open.
+    Own(Box<S3Config>),
+}
 
 /// An answer, for people and for programs.
 pub struct Answer {
@@ -46,7 +55,9 @@ impl Coordinator {
         Ok(match command {
             Command::Help => Answer::new(&shell::HELP, shell::HELP.to_owned()),
             Command::Jobs => {
-                let jobs: Vec<JobDoc> = self.documents().into_values().collect();
+                let mut jobs: Vec<JobDoc> =
+                    self.archive.documents().chain(self.live_documents().into_values()).collect();
+                jobs.sort_by(|a, b| a.id.cmp(&b.id));
                 Answer::new(&jobs, shell::describe_jobs(&jobs))
             }
             Command::Domains => {
@@ -125,12 +136,12 @@ impl Coordinator {
 
     fn cancel(&mut self, from: &FullJid, id: String) -> Result<Answer> {
         let job = JobId(id.clone());
-        let Some(record) = self.records.get(&job) else { return Ok(Answer::refused(&no_such_job(&id))) };
-        if record.owner != from.to_bare().to_string() {
-            let refusal = error("not-yours", format!("{id} belongs to {}", record.owner), "ask its owner");
+        let Some(document) = self.document(&job) else { return Ok(Answer::refused(&no_such_job(&id))) };
+        if document.owner != from.to_bare().to_string() {
+            let refusal = error("not-yours", format!("{id} belongs to {}", document.owner), "ask its owner");
             return Ok(Answer::refused(&refusal));
         }
-        if record.ended.is_none() {
+        if self.records.get(&job).is_some_and(|record| record.ended.is_none()) {
             self.step(Input::CancelJob { job: job.clone(), reason: "cancelled by its owner".into() })?;
             self.journal_job(JobEvent::Ended { id: job.clone(), at: now(), cancelled: true, error: None })?;
             self.release_target(&job);
@@ -142,14 +153,19 @@ impl Coordinator {
 
     pub(super) fn on_ask(&self, ask: Ask) {
         let Ask::Locate { job, path, reply } = ask;
-        let id = JobId(job);
-        let found = self.records.get(&id).and_then(|record| record.film.result_object(&path));
-        let (Some(object), Some(store)) = (found, self.store_of(&id)) else {
+        let Some((object, key)) = self.result_of(&JobId(job), &path) else {
             let _ = reply.send(Located::Nowhere); // the asker has gone: nothing to do
             return;
         };
-        let (store, ttl) = (store.clone(), self.url_ttl());
+        let ttl = self.url_ttl();
         self.spawn("locate", async move {
+            let store = match key {
+                Key::Open(store) => store,
+                Key::Own(config) => match Store::connect(&config).await {
+                    Ok(store) => store,
+                    Err(_) => return drop(reply.send(Located::Nowhere)),
+                },
+            };
             let media_type = [
                 (".smil", "application/smil+xml"),
                 (".m3u8", "application/vnd.apple.mpegurl"),
@@ -166,6 +182,19 @@ impl Coordinator {
             };
             let _ = reply.send(located);
         });
+    }
+
+    /// Where an object of a job's result is, and what opens the store.
+    fn result_of(&self, id: &JobId, path: &str) -> Option<(ObjectPath, Key)> {
+        if let Some(record) = self.records.get(id) {
+            return Some((record.film.result_object(path)?, Key::Open(self.store_of(id)?.clone())));
+        }
+        let ended = self.archive.get(&id.0)?;
+        let key = match &ended.sealed {
+            Some(sealed) => Key::Own(Box::new(self.own_config(sealed).ok()?)),
+            None => Key::Open(self.store.clone()?),
+        };
+        Some((ended.film()?.result_object(path)?, key))
     }
 
     pub(super) fn domain_documents(&self) -> Vec<DomainDoc> {

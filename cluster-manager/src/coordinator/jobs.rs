@@ -5,16 +5,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
+use federation::book::PartState;
 use federation::cluster::{Failure, Status, Stop};
 use federation::domain::{Input, Output};
-use federation::id::{DomainId, JobId};
-use federation::message::{self, Ad, Envelope};
-use federation::xmpp::{FullJid, payload};
+use federation::id::{DomainId, JobId, Millis};
+use federation::message::{self, Ad, Award, Envelope, PartRef};
+use federation::xmpp::{BareJid, FullJid, IqFailure, Jid, payload};
+use futures::stream::{self, StreamExt};
 use storage::error::StoreError;
 use storage::s3::{S3Config, Secret, Store};
+use tokio::sync::OnceCell;
+use tokio::time::Instant;
 use tracing::{info, warn};
+use xmpp_parsers::minidom::Element;
 
 use super::{AD_REFRESH_MS, Coordinator, Done, now};
+use crate::archive::Ended;
 use crate::film::{FilmFailure, FilmJob, Prepared};
 use crate::hosts::TaskId;
 use crate::record::{self, JobEvent, Piece, Record};
@@ -25,8 +31,14 @@ use crate::view::{JobDoc, OfferDoc};
 const HAND_OUT: Duration = Duration::from_secs(5);
 /// The kinds of job this build works on.
 const KINDS: &str = "transcode";
-/// Between two ads when something changed.
-const AD_GAP_MS: u64 = 500;
+/// From a change to the ad that tells it. Everybody in the room hears it, so it comes once, and after the negotiation that caused it.
+const AD_DELAY_MS: u64 = 500;
+/// Orders of one lease that are written to the store at the same time.
+const ORDERS_AT_ONCE: usize = 16;
+/// An address signed in advance is used that long; it must not expire before one that is signed when it is needed.
+const ADDRESS_FRESH: Duration = Duration::from_secs(60);
+/// Between two tries to tell an owner how a job has ended.
+const TELL_AGAIN: Duration = Duration::from_secs(5);
 
 /// Writes orders while the coordinator goes on.
 pub(super) struct OrderWriter {
@@ -35,12 +47,51 @@ pub(super) struct OrderWriter {
     pieces: BTreeMap<u32, message::Output>,
     store: Store,
     ttl: Duration,
+    early: Option<Arc<Addresses>>,
+}
+
+/// Where the orders of the first attempts will be, signed by whoever comes first: before they are needed, or then.
+pub(super) struct Addresses {
+    since: Instant,
+    urls: Vec<OnceCell<String>>,
 }
 
 impl OrderWriter {
-    pub(super) async fn write(&self, part: u32, attempt: u32) -> Result<String, StoreError> {
+    /// Where the order will be, or is.
+    async fn address(&self, part: u32, attempt: u32) -> Result<String, StoreError> {
+        let sign = || self.film.order_url(&self.store, part, attempt, self.ttl);
+        let early = self.early.as_ref().filter(|early| attempt == 1 && early.since.elapsed() < ADDRESS_FRESH);
+        match early.and_then(|early| early.urls.get(part as usize)) {
+            Some(url) => url.get_or_try_init(sign).await.cloned(),
+            None => sign().await,
+        }
+    }
+
+    async fn write(&self, part: u32, attempt: u32) -> Result<(), StoreError> {
         self.film.order(&self.store, &self.prepared, &self.pieces, part, attempt, self.ttl).await
     }
+
+    /// Some at a time, the first first: that is where work begins.
+    pub(super) async fn write_all(&self, parts: &[PartRef]) {
+        let write = |part: PartRef| async move { (part, self.write(part.part, part.attempt).await) };
+        let mut written = stream::iter(parts.iter().copied()).map(write).buffered(ORDERS_AT_ONCE);
+        while let Some((PartRef { part, attempt }, result)) = written.next().await {
+            if let Err(error) = result {
+                warn!(part, attempt, %error, "an order could not be written; whoever waits for it gives up");
+            }
+        }
+    }
+}
+
+/// Fills in where the orders are that nobody has given yet.
+pub(super) async fn address_orders(award: &mut Award, writer: Option<&OrderWriter>) -> Result<(), String> {
+    for part in award.parts.iter_mut().filter(|part| part.url.is_empty()) {
+        let writer = writer.ok_or("there is no job to write it for")?;
+        part.url =
+            writer.address(part.part, part.attempt).await.map_err(|error| format!("part {}: {error}", part.part))?;
+    }
+    award.pack();
+    Ok(())
 }
 
 impl Coordinator {
@@ -81,16 +132,21 @@ impl Coordinator {
     }
 
     async fn open_own_store(&mut self, id: &JobId, sealed: &str) -> Result<()> {
+        let store = Store::connect(&self.own_config(sealed)?).await?;
+        self.stores.insert(id.clone(), store);
+        Ok(())
+    }
+
+    /// The store's configuration with the keys that a job brought.
+    pub(super) fn own_config(&self, sealed: &str) -> Result<S3Config> {
         let (access_key, secret_key): (String, String) = serde_json::from_str(&self.vault.open_sealed(sealed)?)?;
         let base = self.config.s3.clone().unwrap_or_default();
-        let config = S3Config {
+        Ok(S3Config {
             access_key: Some(access_key),
             secret_key: Some(Secret::new(secret_key)),
             secret_key_file: None,
             ..base
-        };
-        self.stores.insert(id.clone(), Store::connect(&config).await?);
-        Ok(())
+        })
     }
 
     pub(super) fn prepared(&mut self, id: JobId, result: Result<Box<Prepared>, FilmFailure>) -> Result<()> {
@@ -117,13 +173,30 @@ impl Coordinator {
         let Some((_, prepared)) = &record.prepared else { return Ok(()) };
         let job = &record.film.job;
         let input = Input::Submit {
-            job: id,
+            job: id.clone(),
             kind: job.kind.name().to_owned(),
             parts: record.film.calls(prepared),
             deadline: job.options.deadline_ms.map(|ms| record.submitted.plus(ms)),
             budget: job.options.budget,
         };
-        self.step(input)
+        let urls = (0..prepared.plan.parts.len()).map(|_| OnceCell::new()).collect();
+        self.addresses.insert(id.clone(), Arc::new(Addresses { since: Instant::now(), urls }));
+        self.step(input)?;
+        self.address_early(&id);
+        Ok(())
+    }
+
+    /// Signs the addresses of the first attempts while the bids are awaited.
+    fn address_early(&self, id: &JobId) {
+        let Some(writer) = self.writer(&self.me, id) else { return };
+        self.spawn("address", async move {
+            for part in 0..writer.prepared.plan.parts.len() as u32 {
+                // One that cannot be signed is tried again, and heard of, when it is needed.
+                let _ = writer.address(part, 1).await;
+                // Signing never waits for anything, and messages go first.
+                tokio::task::yield_now().await;
+            }
+        });
     }
 
     /// After a restart: everything that was accepted goes on.
@@ -148,8 +221,29 @@ impl Coordinator {
             }
             self.call_for_sound(&id)?;
             self.publish(&id);
+            self.rewrite_orders(&id);
         }
+        // Archived right before the end of the last life.
+        let own = self.domain.book().jobs.iter().filter(|(_, job)| job.terms.parent.is_none());
+        let archived: Vec<_> = own.map(|(id, _)| id.clone()).filter(|id| !self.records.contains_key(id)).collect();
+        for job in archived {
+            self.step(Input::Forget { job })?;
+        }
+        let untold: Vec<_> = self.records.iter().filter(|(_, r)| r.is_untold()).map(|(id, _)| id.clone()).collect();
+        untold.iter().for_each(|id| self.tell_owner(id));
         Ok(())
+    }
+
+    /// Of parts that others are at: this may have been killed before they were written.
+    fn rewrite_orders(&self, id: &JobId) {
+        let book = self.domain.book();
+        let Some(job) = book.jobs.get(id) else { return };
+        let foreign = |lease| book.leases.get(lease).is_some_and(|lease| lease.domain != self.me);
+        let parts = job.parts.iter().filter(|(_, p)| matches!(&p.state, PartState::Committed(lease) if foreign(lease)));
+        let parts: Vec<_> = parts.map(|(n, p)| PartRef { part: *n, attempt: p.attempt }).collect();
+        if let Some(writer) = self.writer(&self.me, id).filter(|_| !parts.is_empty()) {
+            self.spawn("orders", async move { writer.write_all(&parts).await });
+        }
     }
 
     /// What an output means for the journal of jobs; written in one batch with the domain's own events.
@@ -193,7 +287,8 @@ impl Coordinator {
         let record = self.records.get(id).filter(|_| *home == self.me)?;
         let (_, prepared) = record.prepared.as_ref()?;
         let (film, prepared, pieces) = (record.film.clone(), prepared.clone(), record.sound_objects());
-        Some(OrderWriter { film, prepared, pieces, store: self.store_of(id)?.clone(), ttl: self.url_ttl() })
+        let (store, ttl, early) = (self.store_of(id)?.clone(), self.url_ttl(), self.addresses.get(id).cloned());
+        Some(OrderWriter { film, prepared, pieces, store, ttl, early })
     }
 
     pub(super) fn order_writer(&self, envelope: &Envelope) -> Option<OrderWriter> {
@@ -204,7 +299,12 @@ impl Coordinator {
         let Some(writer) = self.writer(home, job) else { return };
         let done = self.done.0.clone();
         self.spawn("order", async move {
-            let url = writer.write(task.part, task.attempt).await.map_err(|error| error.to_string());
+            let written = writer.write(task.part, task.attempt).await;
+            let url = match written {
+                Ok(()) => writer.address(task.part, task.attempt).await,
+                Err(error) => Err(error),
+            };
+            let url = url.map_err(|error| error.to_string());
             let _ = done.send(Done::Ordered { task, url }).await; // fails only when we are leaving
         });
     }
@@ -299,22 +399,45 @@ impl Coordinator {
         });
     }
 
-    /// In private, because the addresses are nobody else's business.
+    /// In private, because the addresses are nobody else's business; with the same id each time, until the server has taken it.
     pub(super) fn tell_owner(&self, id: &JobId) {
         let Some(document) = self.document(id) else { return };
         // After a restart the full JID is not known any more; the account is.
-        let to = match self.owners.get(id) {
+        let to: Jid = match self.owners.get(id) {
             Some(full) => full.clone().into(),
             None => match document.owner.parse() {
                 Ok(bare) => bare,
                 Err(_) => return,
             },
         };
-        let (agent, text) = (self.agent.clone(), shell::describe_job(&document));
+        let Ok(server) = self.me.0.parse::<BareJid>() else { return };
+        let (agent, text, name) = (self.agent.clone(), shell::describe_job(&document), format!("ended-{id}"));
         let json = payload::json_element(&serde_json::to_string(&document).unwrap_or_default());
+        let (job, done) = (id.clone(), self.done.0.clone());
         self.spawn("tell owner", async move {
-            if let Err(error) = agent.message(to, Some(&text), Some(json)).await {
-                warn!(%error, "the owner could not be told");
+            // A server takes a session's stanzas in order (RFC 6120 §10.1), so any answer to a ping says that it has what was sent before.
+            let is_heard = || async {
+                let ping = Element::bare("ping", "urn:xmpp:ping");
+                match agent.iq_get(server.clone().into(), ping, HAND_OUT).await {
+                    Ok(_) | Err(IqFailure::Remote(_)) => Some(true),
+                    Err(IqFailure::Closed) => None,
+                    Err(_) => Some(false),
+                }
+            };
+            loop {
+                // Nothing is said while offline: it would only pile up.
+                let Some(mut heard) = is_heard().await else { return };
+                if heard {
+                    match agent.message(&name, to.clone(), Some(&text), Some(json.clone())).await {
+                        Ok(()) => heard = is_heard().await == Some(true),
+                        Err(error) => warn!(%error, "the owner cannot be told"), // nor later
+                    }
+                }
+                if heard {
+                    let _ = done.send(Done::Told { job }).await; // fails only when we are leaving
+                    return;
+                }
+                tokio::time::sleep(TELL_AGAIN).await;
             }
         });
     }
@@ -383,22 +506,53 @@ impl Coordinator {
             self.step(Input::Capacity { slots: capacity.0, free: capacity.1 })?;
         }
         let (at, seq, last) = self.ad.unwrap_or_default();
-        let wait = if last == capacity { AD_REFRESH_MS } else { AD_GAP_MS };
-        if self.ad.is_none() || now().since(at) >= wait {
+        self.changed_at = if last == capacity { None } else { self.changed_at.or(Some(now())) };
+        if self.ad.is_none() || self.ad_due().unwrap_or(at.plus(AD_REFRESH_MS)) <= now() {
             let ad = self.ad();
             self.ad = Some((now(), seq + 1, capacity));
+            self.changed_at = None;
             self.agent.update_presence(&self.rooms.federation.clone(), ad.into()).await?;
         }
         Ok(())
     }
 
-    pub(super) fn documents(&self) -> BTreeMap<String, JobDoc> {
+    /// When a change of capacity is told at the latest.
+    pub(super) fn ad_due(&self) -> Option<Millis> {
+        self.changed_at.map(|at| at.plus(AD_DELAY_MS))
+    }
+
+    pub(super) fn live_documents(&self) -> BTreeMap<String, JobDoc> {
         self.records.keys().filter_map(|id| Some((id.0.clone(), self.document(id)?))).collect()
+    }
+
+    /// Moves what has ended, and is over for everybody, from memory to the archive.
+    pub(super) fn archive_ended(&mut self) -> Result<()> {
+        let is_over = |id: &JobId, record: &Record| {
+            record.ended.is_some()
+                && !record.is_untold()
+                && !self.publishing.contains_key(id)
+                && self.domain.book().is_over(id)
+        };
+        let over: Vec<_> = self.records.iter().filter(|(id, r)| is_over(id, r)).map(|(id, _)| id.clone()).collect();
+        for id in over {
+            let (Some(document), Some(record)) = (self.document(&id), self.records.get(&id)) else { continue };
+            let ended = Ended { document, xml: record.film.job.to_xml(), sealed: record.sealed.clone() };
+            self.journal.keep(&ended)?;
+            self.journal_job(JobEvent::Archived { id: id.clone() })?;
+            self.step(Input::Forget { job: id.clone() })?;
+            self.records.remove(&id);
+            self.stores.remove(&id);
+            self.addresses.remove(&id);
+            self.owners.remove(&id);
+            self.checked.retain(|(job, ..), _| *job != id);
+            info!(job = %id, "archived");
+        }
+        Ok(())
     }
 
     /// What is known of a job from both its record and its negotiation.
     pub(super) fn document(&self, id: &JobId) -> Option<JobDoc> {
-        let record: &Record = self.records.get(id)?;
+        let Some(record) = self.records.get(id) else { return Some(self.archive.get(&id.0)?.document) };
         let mut document = record.document(&self.base_url);
         let Some(view) = self.domain.job(id) else { return Some(document) };
         for part in &view.parts {

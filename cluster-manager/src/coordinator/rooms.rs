@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Context, Result};
 use federation::cluster::{Host, Manager, Status};
 use federation::domain::Input;
+use federation::event::Mark;
 use federation::id::DomainId;
 use federation::message::{Ad, Envelope};
 use federation::xmpp::{AgentEvent, BareJid, Condition, FullJid, Jid, MessageKind, Responder, payload};
@@ -241,11 +242,21 @@ impl Coordinator {
         Ok(())
     }
 
+    /// Nothing of a flood is read, let alone worked on, until its sender's mark has cooled down.
+    fn is_flooding(&self, domain: &DomainId) -> bool {
+        let record = self.domain.book().marks.get(domain);
+        record.is_some_and(|record| record.mark == Some(Mark::Flooding) && record.until > now())
+    }
+
     fn on_envelope(&mut self, jid: FullJid, payload: Element, reply: Responder) -> Result<()> {
         let domain = DomainId(jid.domain().as_str().to_owned());
         if self.peers.get(&domain).is_none_or(|peer| peer.jid != jid) {
             warn!(%jid, "a request from outside the Federation room is refused");
             reply.error(Condition::Forbidden, "only members of the Federation room are answered");
+            return Ok(());
+        }
+        if self.is_flooding(&domain) {
+            reply.error(Condition::ResourceConstraint, "too many requests; come back later");
             return Ok(());
         }
         match Envelope::try_from(payload) {

@@ -269,6 +269,7 @@ impl Broker {
             ttl_ms: lease.ttl_ms,
             renew_ms: lease.renew_ms,
             price_cap: lease.price * lease.parts.len() as f64,
+            urls: None,
             parts: lease.parts.iter().filter_map(part).collect(),
         })
     }

@@ -283,17 +283,23 @@ impl Agent {
 
     /// A body-less broadcast. Waits while 64 of them are queued.
     pub async fn groupchat(&self, room: &BareJid, payload: Element) -> Result<(), SendError> {
-        self.broadcast(room, message(MessageType::Groupchat, room.clone().into(), None, Some(payload))).await
+        self.broadcast(room, message(&new_id(), MessageType::Groupchat, room.clone().into(), None, Some(payload))).await
     }
 
     /// Says something to the people in a room.
     pub async fn say(&self, room: &BareJid, text: &str) -> Result<(), SendError> {
-        self.broadcast(room, message(MessageType::Groupchat, room.clone().into(), Some(text), None)).await
+        self.broadcast(room, message(&new_id(), MessageType::Groupchat, room.clone().into(), Some(text), None)).await
     }
 
-    /// A chat message to an account, a full JID or an occupant.
-    pub async fn message(&self, to: Jid, text: Option<&str>, payload: Option<Element>) -> Result<(), SendError> {
-        self.send(message(MessageType::Chat, to, text, payload).into()).await
+    /// A chat message to an account, a full JID or an occupant. The same `id` says that it is the same message, said again.
+    pub async fn message(
+        &self,
+        id: &str,
+        to: Jid,
+        text: Option<&str>,
+        payload: Option<Element>,
+    ) -> Result<(), SendError> {
+        self.send(message(id, MessageType::Chat, to, text, payload).into()).await
     }
 
     /// Sets fields of a room's form, such as `("muc#roomconfig_membersonly", "1")`. For owners.
@@ -344,10 +350,10 @@ impl Agent {
     }
 }
 
-fn message(kind: MessageType, to: Jid, text: Option<&str>, payload: Option<Element>) -> Message {
+fn message(id: &str, kind: MessageType, to: Jid, text: Option<&str>, payload: Option<Element>) -> Message {
     let mut message = Message::new_with_type(kind, Some(to));
     // Some clients show a message only once when it has an id.
-    message.id = Some(xmpp_parsers::message::Id(new_id()));
+    message.id = Some(xmpp_parsers::message::Id(id.to_owned()));
     message.payloads.extend(payload);
     match text {
         Some(text) => message.with_body(Lang::default(), text.to_owned()),

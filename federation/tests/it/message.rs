@@ -59,6 +59,7 @@ fn samples() -> Vec<Body> {
             ttl_ms: 60_000,
             renew_ms: 20_000,
             price_cap: 3.3,
+            urls: None,
             parts: vec![award],
         }),
         Body::Accept(Accept { lease: lease(), contract: "00ff".into() }),
@@ -108,6 +109,49 @@ fn envelope(body: Body) -> Envelope {
 fn through<T: xso::AsXml + xso::FromXml>(value: &T) -> T {
     let bytes = xso::to_vec(value).expect("written");
     xso::from_bytes(&bytes).expect("read")
+}
+
+/// An award of so many parts with addresses like those of a store.
+fn award(parts: u32) -> Award {
+    let url = |n: u32| {
+        let signature = format!("{:064x}", u128::from(n) << 90);
+        format!(
+            "https://s3.test/films/out/é/order-{n:05}-1.json?X-Amz-Credential={}&X-Amz-Signature={signature}",
+            "k".repeat(400)
+        )
+    };
+    let part = |n: u32| PartAward { part: n, attempt: 1, bytes: 1_000_000, work_ms: 2_000, url: url(n) };
+    let parts = (0..parts).map(part).collect();
+    let (bid, lease, secret) = ("b-1-3".into(), "a-1-7".into(), "c0ffee".into());
+    Award { bid, lease, secret, ttl_ms: 1, renew_ms: 1, price_cap: 1.0, urls: None, parts }
+}
+
+#[test]
+fn an_award_of_a_whole_call_fits_into_a_stanza_and_its_addresses_arrive_in_full() {
+    for parts in [1, 2, 1_000] {
+        let plain = award(parts);
+        let mut packed = plain.clone();
+        packed.pack();
+        let element = Element::from(packed);
+        assert!(String::from(&element).len() < 200_000, "{}", String::from(&element).len());
+        assert_eq!(Award::try_from(element).unwrap(), plain);
+    }
+    // Addresses of another kind go as they are.
+    let mut mixed = award(2);
+    mixed.parts[1].url = "https://other.test/order".into();
+    let plain = mixed.clone();
+    mixed.pack();
+    assert_eq!(mixed, plain);
+}
+
+#[test]
+fn an_award_whose_addresses_make_no_sense_is_not_understood() {
+    for (urls, url) in [("no query", "a?b"), ("x?y", "no query"), (&*format!("{}?y", "x".repeat(10_000)), "a?b")] {
+        let mut bad = award(2);
+        bad.urls = Some(urls.into());
+        bad.parts[1].url = url.into();
+        assert!(Award::try_from(Element::from(bad)).is_err(), "{url}");
+    }
 }
 
 #[test]

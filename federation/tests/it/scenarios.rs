@@ -104,6 +104,27 @@ fn the_timeline_of_the_negotiation_is_that_of_the_first_round() {
 }
 
 #[test]
+fn a_job_is_forgotten_only_when_nobody_has_to_be_told_any_more() {
+    let mut world = world();
+    world.submit("a", "film", 6);
+    let running = |world: &World| journaled(world, "a", |e| matches!(e, Event::Confirmed { .. })) == 3;
+    assert!(world.run_until(HOUR, running));
+    let forget = |world: &mut World| world.input(&d("a"), Input::Forget { job: j("film") });
+    forget(&mut world);
+    world.input(&d("a"), Input::CancelJob { job: j("film"), reason: "enough".into() });
+    forget(&mut world);
+    assert!(world.nodes[&d("a")].domain.job(&j("film")).is_some(), "others have not heard of the end");
+    assert!(world.run_until(HOUR, |world| world.nodes[&d("a")].domain.book().is_over(&j("film"))));
+    forget(&mut world);
+    for _ in 0..2 {
+        let book = world.nodes[&d("a")].domain.book();
+        assert!(book.jobs.is_empty() && book.leases.is_empty(), "{book:?}");
+        world.crash(&d("a"));
+        world.restart(&d("a")); // nothing of it comes back
+    }
+}
+
+#[test]
 fn a_domain_that_accepts_and_vanishes_loses_its_parts_after_lease_and_grace() {
     let mut world = world();
     world.submit("a", "film", 12);

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
@@ -38,6 +39,9 @@ struct Args {
     /// ffmpeg, a path or a name in PATH.
     #[arg(long, default_value = "ffmpeg", env = "STARLING_FFMPEG")]
     ffmpeg: PathBuf,
+    /// How long to wait for an order that is not in the store yet, seconds.
+    #[arg(long, default_value_t = 40)]
+    order_wait: u64,
     /// End when standard input, a pipe, is closed: when whoever started this is gone, however it went.
     #[arg(long)]
     exit_with_stdin: bool,
@@ -56,6 +60,7 @@ async fn main() -> anyhow::Result<()> {
         loads: args.loads,
         disk_bytes_max: args.disk_mib_max << 20,
         ffmpeg: args.ffmpeg,
+        order_wait: Duration::from_secs(args.order_wait),
     })
     .context("open the working directory")?;
     let listener = tokio::net::TcpListener::bind(args.listen).await.context("listen")?;

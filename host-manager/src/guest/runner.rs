@@ -5,8 +5,9 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use storage::error::Reason;
 use storage::fetch::{FetchOptions, Fetcher};
 use storage::film::part::{PartSpec, Work};
 use tokio::sync::{Semaphore, watch};
@@ -37,6 +38,8 @@ pub struct GuestConfig {
     pub disk_bytes_max: u64,
     /// Path or name of ffmpeg.
     pub ffmpeg: PathBuf,
+    /// Wait for an order that is not there yet; as long as home tries to write one to a store that is not well.
+    pub order_wait: Duration,
 }
 
 /// The agent.
@@ -57,6 +60,7 @@ pub(super) struct Tools {
     pub loads: Semaphore,
     pub encodes: Semaphore,
     pub sound: Semaphore,
+    order_wait: Duration,
     fetcher: OnceLock<Fetcher>,
 }
 
@@ -90,6 +94,7 @@ impl Guest {
             loads: Semaphore::new(config.loads.max(1)),
             encodes: Semaphore::new(config.slots.max(1)),
             sound: Semaphore::new(1),
+            order_wait: config.order_wait,
             fetcher: OnceLock::new(),
         };
         Ok(Arc::new(Self { tasks: Mutex::default(), tools: Arc::new(tools) }))
@@ -172,13 +177,28 @@ async fn run(tools: Arc<Tools>, order: Order, report: Report) {
 async fn work(tools: &Tools, order: &Order, report: &Report) -> Result<(), Fault> {
     let load = tools.loads.acquire().await.expect("never closed");
     report.phase(Phase::Loading);
-    let json = tools.fetcher()?.get(&order.url, ORDER_BYTES_MAX).await.map_err(Fault::of_order)?;
-    let spec: PartSpec = serde_json::from_slice(&json).map_err(|error| Fault::BadOrder(error.to_string()))?;
-    drop(json);
+    let spec = read_order(tools, &order.url).await?;
     info!(job = spec.job, part = spec.part, attempt = spec.attempt, "order read");
     match spec.work {
         Work::Video(work) => video::run(tools, &work, report, load).await,
         Work::Audio(work) => audio::run(tools, &work, report, load).await,
+    }
+}
+
+/// Home says that work may start before it has written what is to be done, so an order may come a little late.
+async fn read_order(tools: &Tools, url: &str) -> Result<PartSpec, Fault> {
+    let (began, mut pause) = (Instant::now(), Duration::from_millis(20));
+    loop {
+        match tools.fetcher()?.get(url, ORDER_BYTES_MAX).await {
+            Err(error) if error.reason == Reason::NotFound && began.elapsed() < tools.order_wait => {
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(Duration::from_secs(1));
+            }
+            read => {
+                let json = read.map_err(Fault::of_order)?;
+                return serde_json::from_slice(&json).map_err(|error| Fault::BadOrder(error.to_string()));
+            }
+        }
     }
 }
 

@@ -175,6 +175,18 @@ async fn bad_orders_and_missing_things_have_their_codes() {
 }
 
 #[tokio::test]
+async fn an_order_that_is_written_after_the_word_to_start_is_followed() {
+    let (dir, store, film) = (tempfile::tempdir().unwrap(), Store::start().await, film::film());
+    let guest = Guest::start(dir.path(), "ffmpeg").await;
+    guest.put("t", &store.url("late")).await;
+    store.missed().await;
+    let url = film::orders(&store, &film, &film::plan(&film, 1), "ultrafast").remove(0);
+    let order = store.get(url.strip_prefix(&store.url("")).unwrap()).unwrap();
+    store.put("late", order);
+    assert_eq!(guest.end_of("t").await.state, Phase::Done);
+}
+
+#[tokio::test]
 async fn nothing_is_told_without_the_token() {
     let dir = tempfile::tempdir().unwrap();
     let guest = Guest::start(dir.path(), "ffmpeg").await;

@@ -24,7 +24,8 @@ pub struct Guest {
 
 impl Guest {
     pub async fn start(dir: &Path, ffmpeg: &str) -> Self {
-        let command = vec![env!("CARGO_BIN_EXE_guest").to_owned(), "--ffmpeg".into(), ffmpeg.into()];
+        let options = ["--order-wait", "3", "--ffmpeg", ffmpeg].map(str::to_owned);
+        let command = [env!("CARGO_BIN_EXE_guest").to_owned()].into_iter().chain(options).collect();
         let driver = Arc::new(ProcessDriver::open(dir, command).unwrap());
         let vm = driver.create(&VmName::new("g").unwrap(), &VmSpec { slots: 1 }).await.unwrap();
         let _ = rustls::crypto::ring::default_provider().install_default();

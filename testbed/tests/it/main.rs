@@ -19,4 +19,5 @@ mod shelf;
 mod stage;
 mod strangers;
 mod terminal;
+mod told;
 mod world;

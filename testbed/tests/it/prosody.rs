@@ -432,7 +432,7 @@ async fn a_cut_link_is_resumed_and_nothing_is_lost() {
     cut.send_replace(1);
     client.wait(|event| matches!(event, AgentEvent::Offline).then_some(())).await;
     for n in 0..10 {
-        cm.agent.message(client.jid.clone().into(), None, Some(payload(&n.to_string()))).await.unwrap();
+        cm.agent.message(&n.to_string(), client.jid.clone().into(), None, Some(payload(&n.to_string()))).await.unwrap();
         client.agent.groupchat(&room, payload(&n.to_string())).await.unwrap();
     }
     let online = client.wait(|event| match event {
@@ -559,7 +559,7 @@ async fn slixmpp_posts_a_payload_and_a_text_and_reads_the_answer() {
             "--payload" => assert!(has_payload(&payloads, "from outside"), "{payloads:?}"),
             _ => assert!(body.unwrap().contains("from outside")),
         }
-        cm.agent.message(from, Some("accepted: j1"), None).await.unwrap();
+        cm.agent.message("j1", from, Some("accepted: j1"), None).await.unwrap();
         let output = tokio::time::timeout(PATIENCE, child.wait_with_output()).await.unwrap().unwrap();
         assert!(checked(output).contains("accepted: j1"));
     }

@@ -9,24 +9,32 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use tokio::sync::Semaphore;
 
 type Objects = Arc<Mutex<BTreeMap<String, Bytes>>>;
 
+#[derive(Clone)]
+struct Shelf {
+    objects: Objects,
+    /// A permit for each request for what is not there.
+    missed: Arc<Semaphore>,
+}
+
 pub struct Store {
     address: std::net::SocketAddr,
-    objects: Objects,
+    shelf: Shelf,
     server: tokio::task::JoinHandle<()>,
 }
 
 impl Store {
     pub async fn start() -> Self {
-        let objects = Objects::default();
-        let router = Router::new().route("/{*key}", get(read).put(write)).with_state(objects.clone());
+        let shelf = Shelf { objects: Objects::default(), missed: Arc::new(Semaphore::new(0)) };
+        let router = Router::new().route("/{*key}", get(read).put(write)).with_state(shelf.clone());
         let router = router.layer(axum::extract::DefaultBodyLimit::disable());
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let server = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
-        Self { address, objects, server }
+        Self { address, shelf, server }
     }
 
     pub fn url(&self, key: &str) -> String {
@@ -34,15 +42,20 @@ impl Store {
     }
 
     pub fn put(&self, key: &str, bytes: impl Into<Bytes>) {
-        self.objects.lock().unwrap().insert(key.to_owned(), bytes.into());
+        self.shelf.objects.lock().unwrap().insert(key.to_owned(), bytes.into());
+    }
+
+    /// Waits until something was asked for that is not there.
+    pub async fn missed(&self) {
+        self.shelf.missed.acquire().await.unwrap().forget();
     }
 
     pub fn get(&self, key: &str) -> Option<Bytes> {
-        self.objects.lock().unwrap().get(key).cloned()
+        self.shelf.objects.lock().unwrap().get(key).cloned()
     }
 
     pub fn keys(&self) -> Vec<String> {
-        self.objects.lock().unwrap().keys().cloned().collect()
+        self.shelf.objects.lock().unwrap().keys().cloned().collect()
     }
 }
 
@@ -56,8 +69,11 @@ pub fn etag(bytes: &[u8]) -> String {
     format!("\"{}\"", super::film::sha256(bytes))
 }
 
-async fn read(State(objects): State<Objects>, Path(key): Path<String>, headers: HeaderMap) -> Response {
-    let Some(bytes) = objects.lock().unwrap().get(&key).cloned() else { return StatusCode::NOT_FOUND.into_response() };
+async fn read(State(shelf): State<Shelf>, Path(key): Path<String>, headers: HeaderMap) -> Response {
+    let Some(bytes) = shelf.objects.lock().unwrap().get(&key).cloned() else {
+        shelf.missed.add_permits(1);
+        return StatusCode::NOT_FOUND.into_response();
+    };
     let tag = etag(&bytes);
     if headers.get(header::IF_MATCH).is_some_and(|wanted| wanted != tag.as_str()) {
         return StatusCode::PRECONDITION_FAILED.into_response();
@@ -70,6 +86,6 @@ async fn read(State(objects): State<Objects>, Path(key): Path<String>, headers: 
     (StatusCode::PARTIAL_CONTENT, headers, bytes.slice(first..=last)).into_response()
 }
 
-async fn write(State(objects): State<Objects>, Path(key): Path<String>, body: Bytes) {
-    objects.lock().unwrap().insert(key, body);
+async fn write(State(shelf): State<Shelf>, Path(key): Path<String>, body: Bytes) {
+    shelf.objects.lock().unwrap().insert(key, body);
 }

@@ -11,7 +11,7 @@ use federation::message::{
     Usage,
 };
 use federation::timers::Timers;
-use federation::xmpp::{Agent, AgentEvent, BareJid, Element, FullJid, Responder, XmppConfig};
+use federation::xmpp::{Agent, AgentEvent, BareJid, Element, FullJid, IqFailure, Jid, Responder, XmppConfig};
 use sha2::{Digest, Sha256};
 use storage::film::part::{PartSpec, Work};
 use storage::hex::hex;
@@ -20,6 +20,7 @@ use tokio::sync::mpsc;
 use crate::stage::{Order, Stage};
 
 const ANSWER: Duration = Duration::from_secs(30);
+const LOOK: Duration = Duration::from_millis(20);
 
 fn now() -> Millis {
     Millis(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64)
@@ -230,7 +231,14 @@ async fn whoever_sends_another_object_than_it_says_is_found_out(stage: &Stage) {
     let Won { home, job, award } = puppet.win(u32::MAX).await;
     let http = reqwest::Client::builder().no_proxy().build().unwrap();
     for part in &award.parts {
-        let order: PartSpec = http.get(&part.url).send().await.unwrap().json().await.unwrap();
+        // Home writes it after the word to start.
+        let order: PartSpec = loop {
+            let answer = http.get(&part.url).send().await.unwrap();
+            if answer.status() != reqwest::StatusCode::NOT_FOUND {
+                break answer.json().await.unwrap();
+            }
+            tokio::time::sleep(LOOK).await;
+        };
         let Work::Video(work) = order.work else { panic!("{order:?}") };
         let garbage = vec![0; 1000];
         let output =
@@ -308,8 +316,12 @@ async fn whoever_floods_is_cut_off(stage: &Stage) {
         // Nobody waits for the answers.
         flood.spawn(async move { agent.iq_set(to.into(), envelope.into(), ANSWER).await.is_ok() });
     }
-    let idle = tokio::spawn(puppet.idle());
+    let progress = Progress { lease: "no-such-lease".into(), secret: "none".into(), parts: Vec::new() };
+    let again: (Jid, Element) = (home.into(), puppet.envelope(&call.job, Body::Progress(progress)).into());
+    let (agent, idle) = (puppet.agent.clone(), tokio::spawn(puppet.idle()));
     stage.marked("flooder.test", "flooding").await;
+    let unread = agent.iq_set(again.0, again.1, ANSWER).await;
+    assert!(matches!(unread, Err(IqFailure::Remote(_))), "nothing more of it is read: {unread:?}");
     ended_without(stage, &id, "flooder.test").await;
     flood.abort_all();
     idle.abort();
