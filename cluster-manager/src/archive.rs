@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use crate::film::FilmJob;
-use crate::view::JobDoc;
+use crate::view::{JobDoc, ResultsDoc};
 
 /// The last state of a job.
 #[derive(Debug, Serialize, Deserialize)]
@@ -27,20 +27,29 @@ impl Ended {
 
 /// For reading, from any task. What cannot be read is left out, with a word in the log.
 #[derive(Clone, Debug)]
-pub struct Archive(pub(crate) sled::Tree);
+pub struct Archive {
+    pub(crate) ended: sled::Tree,
+    /// Where results are served now; it may have been another place when the job ended.
+    pub(crate) base_url: String,
+}
 
 impl Archive {
     pub fn get(&self, id: &str) -> Option<Ended> {
-        let bytes = self.0.get(id).map_err(|error| warn!(id, %error, "an ended job cannot be read")).ok()??;
-        read(&bytes)
+        let bytes = self.ended.get(id).map_err(|error| warn!(id, %error, "an ended job cannot be read")).ok()??;
+        self.read(&bytes)
     }
 
     /// All of them, one after the other.
     pub fn documents(&self) -> impl Iterator<Item = JobDoc> {
-        self.0.iter().filter_map(|item| Some(read(&item.ok()?.1)?.document))
+        self.ended.iter().filter_map(|item| Some(self.read(&item.ok()?.1)?.document))
     }
-}
 
-fn read(bytes: &[u8]) -> Option<Ended> {
-    serde_json::from_slice(bytes).map_err(|error| warn!(%error, "an ended job is not understood; it is left out")).ok()
+    fn read(&self, bytes: &[u8]) -> Option<Ended> {
+        let read = serde_json::from_slice(bytes);
+        let mut ended: Ended =
+            read.map_err(|error| warn!(%error, "an ended job is not understood; it is left out")).ok()?;
+        let document = &mut ended.document;
+        document.results = document.results.take().map(|_| ResultsDoc::at(&self.base_url, &document.id));
+        Some(ended)
+    }
 }

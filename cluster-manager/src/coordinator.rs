@@ -58,13 +58,42 @@ enum Entry {
 
 /// What work outside the loop brings back.
 enum Done {
-    Answer { id: MessageId, from: DomainId, result: Result<Box<Envelope>, Lost> },
-    Handed { jid: FullJid, task: TaskId, taken: bool },
-    Ordered { task: TaskId, url: Result<String, String> },
-    Prepared { job: JobId, result: Result<Box<Prepared>, FilmFailure> },
-    Checked { job: JobId, part: u32, attempt: u32, result: Result<Verified, String> },
-    Published { job: JobId, complete: bool, result: Result<(), FilmFailure> },
-    Told { job: JobId },
+    Answer {
+        id: MessageId,
+        from: DomainId,
+        result: Result<Box<Envelope>, Lost>,
+    },
+    Handed {
+        jid: FullJid,
+        task: TaskId,
+        taken: bool,
+    },
+    Ordered {
+        task: TaskId,
+        url: Result<String, String>,
+    },
+    /// Orders stand in the store, perhaps of a job that has ended meanwhile.
+    Written {
+        job: JobId,
+    },
+    Prepared {
+        job: JobId,
+        result: Result<Box<Prepared>, FilmFailure>,
+    },
+    Checked {
+        job: JobId,
+        part: u32,
+        attempt: u32,
+        result: Result<Verified, String>,
+    },
+    Published {
+        job: JobId,
+        complete: bool,
+        result: Result<(), FilmFailure>,
+    },
+    Told {
+        job: JobId,
+    },
 }
 
 /// A domain that is in the Federation room now.
@@ -163,9 +192,9 @@ impl Coordinator {
         Ok(Self {
             me,
             epoch,
-            base_url,
             domain,
-            archive: journal.archive(),
+            archive: journal.archive(&base_url),
+            base_url,
             journal,
             vault,
             store,
@@ -310,7 +339,7 @@ impl Coordinator {
             return;
         };
         let agent = self.agent.clone();
-        let writer = self.order_writer(&envelope);
+        let (writer, job) = (self.order_writer(&envelope), envelope.job.clone());
         let committed = match &envelope.body {
             Body::Commit(commit) => self.domain.book().leases.get(&commit.lease).map(|lease| lease.parts.clone()),
             _ => None,
@@ -334,6 +363,7 @@ impl Coordinator {
             // After the answer, whatever it is: no message waits for the store, and a guest waits for its order.
             if let (Some(writer), Some(parts)) = (writer, committed) {
                 writer.write_all(&parts).await;
+                let _ = done.send(Done::Written { job }).await;
             }
         });
     }
@@ -351,6 +381,12 @@ impl Coordinator {
             }
             Done::Ordered { task, url: Ok(url) } => {
                 self.hosts.run(task, url);
+                Ok(())
+            }
+            Done::Written { job } => {
+                if self.records.get(&job).is_some_and(Record::is_without_result) {
+                    self.discard_orders(&job);
+                }
                 Ok(())
             }
             Done::Ordered { task, url: Err(reason) } => self.task_lost(task, "order-not-written", &reason),

@@ -7,8 +7,9 @@
 //! in clear (see `vault`).
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::path::Path;
+use std::time::Duration;
 
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -48,8 +49,7 @@ impl Journal {
     /// process has it open.
     pub fn open(dir: &Path) -> Result<Self, JournalError> {
         let fail = |source| JournalError::Open { path: dir.display().to_string(), source };
-        // Small cache: the journal is read once, at start.
-        let db = sled::Config::new().path(dir).cache_capacity(4 << 20).flush_every_ms(None).open().map_err(fail)?;
+        let db = unlocked(dir).map_err(fail)?;
         let events = db.open_tree("events").map_err(fail)?;
         let ended = db.open_tree("ended").map_err(fail)?;
         let next = match events.last().map_err(fail)? {
@@ -147,8 +147,9 @@ impl Journal {
         self.db.flush().map(drop).map_err(JournalError::Write)
     }
 
-    pub fn archive(&self) -> Archive {
-        Archive(self.ended.clone())
+    /// Jobs that have ended, whose results are served at `base_url`.
+    pub fn archive(&self, base_url: &str) -> Archive {
+        Archive { ended: self.ended.clone(), base_url: base_url.to_owned() }
     }
 
     /// Every entry, oldest first.
@@ -166,6 +167,22 @@ impl Journal {
     pub fn is_empty(&self) -> bool {
         self.next == 0
     }
+}
+
+/// sled's own threads let go of the lock shortly after the last user did, and so does a process that was just killed.
+const LOCK_TRIES: u32 = 100;
+const LOCK_WAIT: Duration = Duration::from_millis(20);
+
+fn unlocked(dir: &Path) -> sled::Result<sled::Db> {
+    // Small cache: the journal is read once, at start.
+    let config = sled::Config::new().path(dir).cache_capacity(4 << 20).flush_every_ms(None);
+    for _ in 1..LOCK_TRIES {
+        match config.open() {
+            Err(sled::Error::Io(error)) if error.kind() == ErrorKind::Other => std::thread::sleep(LOCK_WAIT),
+            opened => return opened,
+        }
+    }
+    config.open()
 }
 
 /// Of an index in the tail.
@@ -238,14 +255,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut journal = Journal::open(dir.path()).unwrap();
         let job = |id: &str| crate::view::JobDoc { id: id.into(), state: "done".into(), ..Default::default() };
-        let xml = "<job xmlns='urn:starling:job:1' kind='transcode'><source>s3://b/in</source><target>s3://b/out</target>\
+        let xml = "<job xmlns='urn:starling:job:1' kind='transcode'><source>s3://films/in</source><target>s3://films/out/</target>\
                    <rendition height='90' codec='h264' crf='23'/></job>";
         for id in ["j-1", "j-2"] {
             let ended = Ended { document: job(id), xml: xml.into(), sealed: Some("secret".into()) };
             journal.keep(&ended).unwrap();
         }
         drop(journal);
-        let archive = Journal::open(dir.path()).unwrap().archive();
+        let archive = Journal::open(dir.path()).unwrap().archive("http://here");
         assert_eq!(archive.documents().collect::<Vec<_>>(), [job("j-1"), job("j-2")]);
         let ended = archive.get("j-2").unwrap();
         assert_eq!((ended.film().unwrap().target.key(), ended.sealed.as_deref()), ("out/", Some("secret")));

@@ -175,6 +175,11 @@ impl Record {
         !self.told && matches!(self.ended, Some((_, false, _)))
     }
 
+    /// Failed or cancelled.
+    pub fn is_without_result(&self) -> bool {
+        matches!(self.ended, Some((_, true, _) | (_, _, Some(_))))
+    }
+
     /// Every part that the film needs, the sound included.
     pub fn is_complete(&self) -> bool {
         self.prepared.as_ref().is_some_and(|(_, p)| {
@@ -193,12 +198,7 @@ impl Record {
             (None, Some(_)) if self.is_complete() => "finalising",
             (None, Some(_)) => "bidding",
         };
-        let results = self.published.map(|_| ResultsDoc {
-            smil: format!("{base_url}/jobs/{id}/movie.smil"),
-            hls: format!("{base_url}/jobs/{id}/master.m3u8"),
-            dash: format!("{base_url}/jobs/{id}/manifest.mpd"),
-            player: format!("{base_url}/player?smil=/jobs/{id}/movie.smil"),
-        });
+        let results = self.published.map(|_| ResultsDoc::at(base_url, id));
         let audio = self.prepared.as_ref().and_then(|(_, p)| FilmJob::audio_part(p));
         let count = self.prepared.as_ref().map_or(0, |(_, p)| p.plan.parts.len() as u32);
         let parts = (0..count).chain(audio).map(|n| PartDoc {

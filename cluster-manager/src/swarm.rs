@@ -296,7 +296,8 @@ fn swarm_url(listen: SocketAddr, name: &str) -> String {
 pub async fn open_shown(args: &ServeArgs, bar: &ProgressBar) -> Result<Served, Failure> {
     let hashed = Arc::<Hashed>::default();
     let mut opening = std::pin::pin!(open(args, &hashed));
-    let mut second = tokio::time::interval(Duration::from_secs(1));
+    let second = Duration::from_secs(1);
+    let mut second = tokio::time::interval_at(tokio::time::Instant::now() + second, second);
     loop {
         tokio::select! {
             opened = &mut opening => return opened,

@@ -64,6 +64,18 @@ pub struct ResultsDoc {
     pub player: String,
 }
 
+impl ResultsDoc {
+    /// As the cluster manager at `base_url` serves them.
+    pub fn at(base_url: &str, job: &str) -> Self {
+        Self {
+            smil: format!("{base_url}/jobs/{job}/movie.smil"),
+            hls: format!("{base_url}/jobs/{job}/master.m3u8"),
+            dash: format!("{base_url}/jobs/{job}/manifest.mpd"),
+            player: format!("{base_url}/player?smil=/jobs/{job}/movie.smil"),
+        }
+    }
+}
+
 /// What one domain did.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct UsageDoc {

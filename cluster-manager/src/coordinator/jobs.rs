@@ -297,7 +297,7 @@ impl Coordinator {
 
     pub(super) fn order_for_myself(&self, home: &DomainId, job: &JobId, task: TaskId) {
         let Some(writer) = self.writer(home, job) else { return };
-        let done = self.done.0.clone();
+        let (done, job) = (self.done.0.clone(), job.clone());
         self.spawn("order", async move {
             let written = writer.write(task.part, task.attempt).await;
             let url = match written {
@@ -306,6 +306,7 @@ impl Coordinator {
             };
             let url = url.map_err(|error| error.to_string());
             let _ = done.send(Done::Ordered { task, url }).await; // fails only when we are leaving
+            let _ = done.send(Done::Written { job }).await;
         });
     }
 
@@ -395,6 +396,18 @@ impl Coordinator {
         self.spawn("release", async move {
             if let Err(error) = film.release(&store, &prepared, &attempts, &verified).await {
                 warn!(%error, "the target could not be tidied");
+            }
+        });
+    }
+
+    /// Orders that were still being written when their job ended. Only these: its target may be another job's by now.
+    pub(super) fn discard_orders(&self, id: &JobId) {
+        let Some(OrderWriter { film, prepared, store, .. }) = self.writer(&DomainId(self.me.0.clone()), id) else {
+            return;
+        };
+        self.spawn("discard", async move {
+            if let Err(error) = film.tidy(&store, &prepared, &BTreeMap::new(), &BTreeMap::new()).await {
+                warn!(%error, "orders are left in the target");
             }
         });
     }

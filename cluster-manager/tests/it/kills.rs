@@ -55,8 +55,8 @@ impl Origin {
         let mut victim = Victim::start(&arguments, &self.log);
         until("the origin serves", || {
             assert!(!victim.ended(), "the origin ended: {:?}", std::fs::read_to_string(&self.log));
-            let first = BufReader::new(File::open(&self.log).unwrap()).lines().next();
-            first.is_some_and(|line| line.is_ok_and(|line| line.contains("serving")))
+            let mut lines = BufReader::new(File::open(&self.log).unwrap()).lines();
+            lines.any(|line| line.is_ok_and(|line| line.contains("serving")))
         });
         victim
     }

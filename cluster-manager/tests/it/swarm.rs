@@ -117,11 +117,13 @@ async fn every_byte_leaves_the_origin_once_and_all_nodes_end_with_it() {
     for i in 1..=6 {
         nodes.push(Node::join(&served, dir.path(), &format!("127.0.1.{i}"), i).await);
     }
+    let mut from_origin = 0;
     for node in &nodes {
         let progress = node.whole(&data).await;
-        assert!(progress.from_peers > progress.from_origin, "{progress:?}");
+        assert_eq!(progress.from_origin + progress.from_peers, 6_000_000, "{progress:?}");
+        from_origin += progress.from_origin;
     }
-    assert_eq!(served.given(), 6_000_000);
+    assert_eq!((from_origin, served.given()), (6_000_000, 6_000_000));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

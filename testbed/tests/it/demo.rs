@@ -29,7 +29,8 @@ fn a_film_goes_through_three_domains_and_comes_out_whole() {
         assert!(said.contains(&format!("  {name:<5} right")), "{said}");
     }
     // It ends with where everything is.
-    let (_, end) = said.split_once("All 240 frames are there").expect(&said);
+    let shown = String::from_utf8_lossy(&output.stdout);
+    let (_, end) = shown.split_once("All 240 frames are there").expect(&said);
     let places: Vec<_> = end.lines().skip(1).filter_map(|line| line.split_whitespace().next()).collect();
     assert_eq!(places, ["Player", "SMIL", "HLS", "DASH", "Timeline", "Console"]);
     let picture = Command::new("xmllint").arg("--noout").arg(state.path().join("timeline.svg")).output().unwrap();
