@@ -131,6 +131,8 @@ impl Coordinator {
         self.journal_job(event)?;
         self.owners.insert(id.clone(), from.clone());
         self.prepare(&id).await;
+        // At once: whoever is told the id may ask for it.
+        self.show();
         Ok(self.document(&id).ok_or_else(|| no_such_job(&id.0)))
     }
 

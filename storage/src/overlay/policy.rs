@@ -208,10 +208,11 @@ pub struct Policy {
 
 impl Policy {
     pub fn new(config: Config, pieces: u32, seed: u64) -> Self {
-        // A lease shares its receiver's downlink with as many neighbours: fewer leases leave the origin's own link idle.
+        // Many leases from the start are better in simulation (1.05 against 1.39 for 20 x 48 MB) and worse on real links, whose queues
+        // they fill before anybody gives on (1.19 to 1.45 against 1.14 to 1.16): the origin begins with few.
         let first = match config.mode {
             Mode::Central | Mode::Paper => config.slots_max,
-            _ => relays(config.expected).max(config.degree as u32 + 2),
+            _ => relays(config.expected).max(2),
         };
         let slots = Slots::new(first, config.slots_max);
         Self {

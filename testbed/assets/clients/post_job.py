@@ -19,6 +19,7 @@ class Poster(slixmpp.ClientXMPP):
         self.args = args
         self.ca_certs = args.ca
         self.code = 1
+        self.answered = False
         self.done = asyncio.get_event_loop().create_future()
         self.register_plugin("xep_0045")
         self.add_event_handler("session_start", self.start)
@@ -60,7 +61,9 @@ class Poster(slixmpp.ClientXMPP):
         line = message["body"] or " ".join(payloads)
         if line:
             print(f"{message['from']}\t{line}", flush=True)
-        if self.args.until and self.args.until in line:
+        self.answered |= message["type"] == "groupchat"
+        # What comes before the room's answer is of another session's job: the account is the same.
+        if self.answered and self.args.until and self.args.until in line:
             self.finish()
 
 
@@ -77,7 +80,7 @@ async def main():
     how.add_argument("--payload", action="store_true", help="as an element of its own")
     how.add_argument("--text", action="store_true", help="pasted as text (default)")
     parser.add_argument("--wait", type=float, default=10, help="seconds to listen for answers")
-    parser.add_argument("--until", help="stop as soon as an answer contains this")
+    parser.add_argument("--until", help="stop as soon as an answer contains this, once the room has answered")
     args = parser.parse_args()
     with open(args.password_file) as file:
         password = file.readline().rstrip("\n")
