@@ -3,7 +3,7 @@
 //! State is never stored, only events; a restart folds them again. An entry counts as written when [`Journal::append`]
 //! returns: then it is with the operating system, and a killed process loses nothing. sled keeps what is new in its own memory
 //! until it has waited for the disk, which takes longer than a whole negotiation; so what sled has not settled yet stands in
-//! a plain file beside it, too. What a power cut costs: docs/decisions/journal-and-power-cuts.md. Secrets never come here
+//! a plain file beside it, too. What a power cut costs: docs/decisions/0007-journal-and-power-cuts.md. Secrets never come here
 //! in clear (see `vault`).
 
 use std::fs::File;

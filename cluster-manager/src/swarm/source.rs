@@ -62,7 +62,7 @@ pub struct StoreArgs {
     /// Region that signatures name
     #[arg(long, env = "AWS_REGION", value_name = "REGION")]
     pub region: Option<String>,
-    /// TOML with the settings of the cluster manager's table [s3] (endpoint, access_key, secret_key_file, …)
+    /// TOML with the settings of the cluster manager's table `s3` (endpoint, access_key, secret_key_file, …)
     #[arg(long, value_name = "FILE")]
     pub s3_config: Option<PathBuf>,
 }
