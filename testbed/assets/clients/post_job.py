@@ -11,6 +11,8 @@ import sys
 import xml.etree.ElementTree as ET
 
 import slixmpp
+from slixmpp.xmlstream.handler import Callback
+from slixmpp.xmlstream.matcher import MatchXPath
 
 
 class Poster(slixmpp.ClientXMPP):
@@ -23,9 +25,8 @@ class Poster(slixmpp.ClientXMPP):
         self.done = asyncio.get_event_loop().create_future()
         self.register_plugin("xep_0045")
         self.add_event_handler("session_start", self.start)
-        # What a room says has an event of its own, also without a text for people.
-        self.add_event_handler("groupchat_message", self.answer)
-        self.add_event_handler("message", lambda message: message["type"] == "groupchat" or self.answer(message))
+        # Not slixmpp's groupchat_message, nor its message: both leave out what has no text for people.
+        self.register_handler(Callback("any message", MatchXPath("{jabber:client}message"), self.answer))
         self.add_event_handler("disconnected", self.cut_off)
         self.add_event_handler("failed_auth", lambda _: self.finish("authentication failed"))
 
@@ -61,8 +62,9 @@ class Poster(slixmpp.ClientXMPP):
         line = message["body"] or " ".join(payloads)
         if line:
             print(f"{message['from']}\t{line}", flush=True)
-        self.answered |= message["type"] == "groupchat"
-        # What comes before the room's answer is of another session's job: the account is the same.
+        # A room's subject and others' jobs are no answer. An end told before it is of another session's job: the account is
+        # the same.
+        self.answered |= message["type"] == "groupchat" and bool(line) and "urn:starling:job" not in line
         if self.answered and self.args.until and self.args.until in line:
             self.finish()
 

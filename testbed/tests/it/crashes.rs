@@ -29,11 +29,11 @@ fn counts_each_part_once(job: &JobDoc) {
 }
 
 fn is_at_work(part: &PartDoc) -> bool {
-    part.state == "running" && part.percent > 0.0
+    part.state == "running"
 }
 
 fn runs(job: &JobDoc) -> bool {
-    job.parts.iter().any(|part| part.state == "running")
+    job.parts.iter().any(is_at_work)
 }
 
 fn runs_in(domain: &'static str) -> impl Fn(&JobDoc) -> bool {

@@ -554,12 +554,12 @@ async fn slixmpp_posts_a_payload_and_a_text_and_reads_the_answer() {
             .kill_on_drop(true)
             .spawn()
             .expect("slixmpp's environment: make setup");
-        let (body, payloads, from) = heard(&mut cm).await;
+        let (body, payloads, _) = heard(&mut cm).await;
         match how {
             "--payload" => assert!(has_payload(&payloads, "from outside"), "{payloads:?}"),
             _ => assert!(body.unwrap().contains("from outside")),
         }
-        cm.agent.message("j1", from, Some("accepted: j1"), None).await.unwrap();
+        cm.agent.say(&room, "accepted: j1").await.unwrap();
         let output = tokio::time::timeout(PATIENCE, child.wait_with_output()).await.unwrap().unwrap();
         assert!(checked(output).contains("accepted: j1"));
     }

@@ -32,23 +32,25 @@ pub struct Order {
     pub source: String,
     pub target: String,
     pub preset: &'static str,
+    /// Of the rendition, in pixels.
+    pub height: u32,
 }
 
 impl Order {
     pub fn new(source: &str, target: &str) -> Self {
-        Self { source: source.into(), target: target.into(), preset: "veryfast" }
+        Self { source: source.into(), target: target.into(), preset: "veryfast", height: 240 }
     }
 
-    /// Slow enough to be met at work.
+    /// Slow enough to be met at work, also on a fast machine.
     pub fn slow(target: &str) -> Self {
-        Self { preset: "veryslow", ..Self::new("film.mp4", target) }
+        Self { preset: "veryslow", height: 480, ..Self::new("film.mp4", target) }
     }
 
     pub fn xml(&self) -> String {
-        let Self { source, target, preset } = self;
+        let Self { source, target, preset, height } = self;
         format!(
             "<job xmlns=\"urn:starling:job:1\" kind=\"transcode\"><source>s3://films/{source}</source>\
-             <target>s3://films/{target}/</target><rendition height=\"240\" codec=\"h264\" crf=\"23\" preset=\"{preset}\"/>\
+             <target>s3://films/{target}/</target><rendition height=\"{height}\" codec=\"h264\" crf=\"23\" preset=\"{preset}\"/>\
              <options chunk-seconds=\"2\"/></job>"
         )
     }
