@@ -1,12 +1,12 @@
 //! The cluster manager's configuration: parsed whole before anything is opened.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use federation::timers::Timers;
 use federation::xmpp::XmppConfig;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use storage::s3::S3Config;
 
 /// What `--print-config` prints: every key with its default and meaning.
@@ -32,6 +32,8 @@ pub struct Config {
     pub agreements: AgreementsFile,
     #[serde(default)]
     pub job: JobDefaults,
+    #[serde(default)]
+    pub overlay: Overlay,
     /// Waiting times of the negotiation.
     #[serde(default)]
     pub timers: Timers,
@@ -72,6 +74,33 @@ pub struct JobDefaults {
 impl Default for JobDefaults {
     fn default() -> Self {
         Self { chunk_seconds: 10.0, url_ttl_seconds: 6 * 3600 }
+    }
+}
+
+/// How the domain's share of a job is loaded into its guests.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Overlay {
+    pub mode: OverlayMode,
+    /// Where the guests reach the torrent controller and the origin of a share.
+    pub listen: IpAddr,
+    /// Requests at one time that the object store admits from this domain, where it limits them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub origin_streams: Option<u32>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OverlayMode {
+    /// Where it pays: common bytes, or a store that is limited.
+    Auto,
+    Always,
+    Never,
+}
+
+impl Default for Overlay {
+    fn default() -> Self {
+        Self { mode: OverlayMode::Auto, listen: Ipv4Addr::LOCALHOST.into(), origin_streams: None }
     }
 }
 

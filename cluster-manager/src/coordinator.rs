@@ -7,6 +7,7 @@
 mod commands;
 mod jobs;
 mod rooms;
+mod share;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,10 +17,11 @@ use anyhow::{Context, Result};
 use federation::agreement::Agreements;
 use federation::domain::{Domain, DomainConfig, Input, Lost, Output};
 use federation::event::Event;
-use federation::id::{DomainId, JobId, MessageId, Millis};
+use federation::id::{DomainId, JobId, LeaseId, MessageId, Millis};
 use federation::message::{Body, Envelope};
 use federation::xmpp::{Agent, AgentEvent, FullJid, IqFailure, Responder};
 use serde::{Deserialize, Serialize};
+use storage::overlay::share::Choice;
 use storage::s3::Store;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
@@ -76,6 +78,13 @@ enum Done {
     Written {
         job: JobId,
     },
+    /// How the bytes of a lease's parts reach the guests.
+    Shared {
+        lease: LeaseId,
+        job: JobId,
+        choice: Choice,
+        swarm: Option<share::Swarm>,
+    },
     Prepared {
         job: JobId,
         result: Result<Box<Prepared>, FilmFailure>,
@@ -123,6 +132,7 @@ pub struct Coordinator {
     /// Requests of peers that the domain has still to answer.
     open: BTreeMap<(DomainId, MessageId), Responder>,
     hosts: Hosts,
+    shares: BTreeMap<LeaseId, share::Share>,
     records: BTreeMap<JobId, Record>,
     /// Jobs with a publication under way: whether another is wanted after it.
     publishing: BTreeMap<JobId, bool>,
@@ -153,6 +163,11 @@ impl Coordinator {
     ) -> Result<Self> {
         std::fs::create_dir_all(&config.state_dir).context("make the state directory")?;
         let journal = Journal::open(&config.state_dir.join("journal"))?;
+        // Of an earlier life; its guests have turned to the store.
+        let shares = Self::shares_dir(&config.state_dir);
+        if shares.exists() {
+            std::fs::remove_dir_all(&shares).context("clear the directory of shares")?;
+        }
         let vault = Vault::open(&config.state_dir.join("vault.key"))?;
         let epoch = journal.next_epoch()?;
         let agreements = match &config.agreements.path {
@@ -208,6 +223,7 @@ impl Coordinator {
             peers: BTreeMap::new(),
             open: BTreeMap::new(),
             hosts: Hosts::default(),
+            shares: BTreeMap::new(),
             records,
             publishing: BTreeMap::new(),
             checked: BTreeMap::new(),
@@ -311,7 +327,7 @@ impl Coordinator {
             Output::Run { home, job, lease, part, attempt, url } => {
                 let task = TaskId { lease, part, attempt };
                 match url.is_empty() {
-                    false => self.hosts.run(task, url),
+                    false => self.hand(task, url),
                     true => self.order_for_myself(&home, &job, task),
                 }
             }
@@ -380,7 +396,11 @@ impl Coordinator {
                 Ok(())
             }
             Done::Ordered { task, url: Ok(url) } => {
-                self.hosts.run(task, url);
+                self.hand(task, url);
+                Ok(())
+            }
+            Done::Shared { lease, job, choice, swarm } => {
+                self.shared(lease, job, choice, swarm);
                 Ok(())
             }
             Done::Written { job } => {
@@ -408,6 +428,7 @@ impl Coordinator {
     async fn keep_house(&mut self) -> Result<()> {
         self.archive_ended()?;
         self.journal.settle()?;
+        self.drop_shares();
         for task in self.hosts.silent(now()) {
             self.task_lost(task, "host-silent", "its host manager fell silent")?;
         }
@@ -423,7 +444,8 @@ impl Coordinator {
         let jobs = self.live_documents();
         let domains = self.domain_documents();
         let ready = self.rooms.all_joined();
-        self.snapshot.send_replace(Arc::new(Snapshot { ready, jobs, domains, ended: Some(self.archive.clone()) }));
+        let (loads, ended) = (self.load_documents(), Some(self.archive.clone()));
+        self.snapshot.send_replace(Arc::new(Snapshot { ready, jobs, domains, loads, ended }));
     }
 
     /// Logs what a person must look at.

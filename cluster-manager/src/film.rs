@@ -250,6 +250,12 @@ impl FilmJob {
         store.presign_get(&self.order_place(part, attempt)?, ttl).await
     }
 
+    /// The source as whoever holds no key reads it.
+    pub async fn readable(&self, store: &Store, prepared: &Prepared, ttl: Duration) -> Result<Source, StoreError> {
+        let url = store.presign_get(&self.source, ttl).await?;
+        Ok(Source { url, etag: prepared.etag.clone(), size: prepared.size })
+    }
+
     /// Writes the order for one attempt of one part.
     pub async fn order(
         &self,
@@ -281,8 +287,7 @@ impl FilmJob {
                     }
                     None => None,
                 };
-                let url = store.presign_get(&self.source, ttl).await?;
-                let source = Source { url, etag: prepared.etag.clone(), size: prepared.size };
+                let source = self.readable(store, prepared, ttl).await?;
                 Work::Video(VideoWork { source, input: planned.input.clone(), clip: planned.clip, renditions, audio })
             }
             None => {

@@ -55,11 +55,18 @@ impl Entry {
     }
 }
 
+/// Where a task finds its order, and its bytes if not in the store.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Where {
+    pub url: String,
+    pub swarm: Option<String>,
+}
+
 #[derive(Debug, Default)]
 pub struct Hosts {
     hosts: BTreeMap<FullJid, Entry>,
-    waiting: VecDeque<(TaskId, String)>,
-    urls: BTreeMap<TaskId, String>,
+    waiting: VecDeque<(TaskId, Where)>,
+    given: BTreeMap<TaskId, Where>,
 }
 
 impl Hosts {
@@ -87,7 +94,7 @@ impl Hosts {
     pub fn gone(&mut self, jid: &FullJid) -> Vec<TaskId> {
         let tasks = self.hosts.remove(jid).map(|entry| entry.tasks).unwrap_or_default();
         for task in &tasks {
-            self.urls.remove(task);
+            self.given.remove(task);
         }
         tasks.into_iter().collect()
     }
@@ -99,10 +106,10 @@ impl Hosts {
         silent.iter().flat_map(|jid| self.gone(jid)).collect()
     }
 
-    pub fn run(&mut self, task: TaskId, url: String) {
-        let known = self.urls.contains_key(&task) || self.waiting.iter().any(|(waiting, _)| *waiting == task);
+    pub fn run(&mut self, task: TaskId, at: Where) {
+        let known = self.given.contains_key(&task) || self.waiting.iter().any(|(waiting, _)| *waiting == task);
         if !known && self.holder(&task).is_none() {
-            self.waiting.push_back((task, url));
+            self.waiting.push_back((task, at));
         }
     }
 
@@ -113,10 +120,10 @@ impl Hosts {
             .iter_mut()
             .filter(|(_, entry)| !entry.full && entry.host.slots > 0)
             .min_by(|(_, a), (_, b)| a.load().total_cmp(&b.load()))?;
-        let (task, url) = self.waiting.pop_front()?;
+        let (task, at) = self.waiting.pop_front()?;
         entry.tasks.insert(task.clone());
-        self.urls.insert(task.clone(), url.clone());
-        let run = Run { task: task.to_string(), url };
+        self.given.insert(task.clone(), at.clone());
+        let run = Run { task: task.to_string(), url: at.url, swarm: at.swarm };
         Some((jid.clone(), task, run))
     }
 
@@ -126,8 +133,8 @@ impl Hosts {
             entry.tasks.remove(task);
             entry.full = true;
         }
-        if let Some(url) = self.urls.remove(task) {
-            self.waiting.push_front((task.clone(), url));
+        if let Some(at) = self.given.remove(task) {
+            self.waiting.push_front((task.clone(), at));
         }
     }
 
@@ -138,7 +145,7 @@ impl Hosts {
         if ended {
             entry.tasks.remove(task);
             entry.full = false;
-            self.urls.remove(task);
+            self.given.remove(task);
         } else {
             entry.tasks.insert(task.clone());
         }
@@ -149,7 +156,7 @@ impl Hosts {
     /// Forgets a task; returns the host to be told.
     pub fn stop(&mut self, task: &TaskId) -> Option<FullJid> {
         self.waiting.retain(|(waiting, _)| waiting != task);
-        self.urls.remove(task);
+        self.given.remove(task);
         let jid = self.holder(task)?;
         let entry = self.hosts.get_mut(&jid)?;
         entry.tasks.remove(task);
@@ -200,7 +207,7 @@ mod tests {
     #[test]
     fn work_is_shared_in_proportion_to_slots() {
         let mut hosts = hosts(&[("big", 3), ("small", 1)]);
-        (0..8).for_each(|n| hosts.run(task(n), String::new()));
+        (0..8).for_each(|n| hosts.run(task(n), Where::default()));
         let mut counts = BTreeMap::new();
         while let Some((jid, ..)) = hosts.assign() {
             *counts.entry(jid).or_insert(0) += 1;
@@ -213,7 +220,7 @@ mod tests {
     #[test]
     fn a_refused_task_goes_to_another_host() {
         let mut hosts = hosts(&[("one", 1), ("two", 1)]);
-        hosts.run(task(0), "u".into());
+        hosts.run(task(0), Where { url: "u".into(), swarm: None });
         let (first, id, _) = hosts.assign().unwrap();
         hosts.refused(&first, &id);
         let (second, again, run) = hosts.assign().unwrap();
@@ -224,12 +231,12 @@ mod tests {
     #[test]
     fn tasks_of_a_silent_or_restarted_host_are_lost() {
         let mut hosts = hosts(&[("one", 1)]);
-        hosts.run(task(0), String::new());
+        hosts.run(task(0), Where::default());
         hosts.assign().unwrap();
         assert!(hosts.silent(Millis(SILENT_MS)).is_empty());
         let reborn = Host { name: "one".into(), epoch: 2, seq: 0, slots: 1, slots_free: 1 };
         assert_eq!(hosts.announced(Millis(1), "hm@a.test/new".parse().unwrap(), reborn), [task(0)]);
-        hosts.run(task(1), String::new());
+        hosts.run(task(1), Where::default());
         hosts.assign().unwrap();
         assert_eq!(hosts.silent(Millis(SILENT_MS + 2)), [task(1)]);
     }
@@ -237,10 +244,10 @@ mod tests {
     #[test]
     fn a_repeated_order_is_not_run_twice() {
         let mut hosts = hosts(&[("one", 2)]);
-        hosts.run(task(0), String::new());
-        hosts.run(task(0), String::new());
+        hosts.run(task(0), Where::default());
+        hosts.run(task(0), Where::default());
         hosts.assign().unwrap();
-        hosts.run(task(0), String::new());
+        hosts.run(task(0), Where::default());
         assert!(hosts.assign().is_none());
     }
 }

@@ -183,7 +183,7 @@ impl Node {
         let opened = if args.parts {
             let share = Share { number: number as usize + 1, of: args.to as usize };
             let part = swarm::part_of(&served.meta, share, args.overlap)?;
-            member.demand = swarm::demand(&served.meta, &part);
+            member.demand = part.pieces(&served.meta.layout);
             demand.extend(part.own.iter().chain(&part.seed_only).cloned());
             demand.sort_by_key(|range| range.start);
             Store::open_part(&dir, &served.meta, &format!("{}-of-{}", share.number, share.of), &part)

@@ -234,6 +234,10 @@ impl Record {
             entry.bytes_in += done.usage.bytes_in;
             entry.bytes_out += done.usage.bytes_out;
             entry.seconds += done.usage.cpu_ms as f64 / 1000.0;
+            if let Some(loaded) = done.usage.loaded.as_ref().filter(|_| entry.loaded.is_none()) {
+                // Another domain's words.
+                entry.loaded = Some(loaded.chars().filter(|c| !c.is_control()).take(LOADED_CHARS_MAX).collect());
+            }
         }
         by_domain.into_values().collect()
     }
@@ -272,6 +276,9 @@ impl Record {
         retrieve.into_iter().chain(forward).collect()
     }
 }
+
+/// Of what a domain says about its loading.
+const LOADED_CHARS_MAX: usize = 200;
 
 /// How a failure is journaled and shown.
 pub fn failed(id: &JobId, at: Millis, failure: &FilmFailure) -> JobEvent {

@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::archive::Archive;
 use crate::coordinator::Ask;
-use crate::view::{DomainDoc, ErrorDoc, JobDoc};
+use crate::view::{DomainDoc, ErrorDoc, JobDoc, LoadDoc};
 
 /// What is shown to readers; replaced whole soon after each change.
 #[derive(Clone, Debug, Default)]
@@ -25,6 +25,7 @@ pub struct Snapshot {
     pub ready: bool,
     pub jobs: BTreeMap<String, JobDoc>,
     pub domains: Vec<DomainDoc>,
+    pub loads: Vec<LoadDoc>,
     /// Jobs that are over.
     pub ended: Option<Archive>,
 }
@@ -56,6 +57,7 @@ pub fn router(rest: Rest) -> Router {
         .route("/api/jobs/{id}", get(job))
         .route("/api/jobs/{id}/timeline.svg", get(timeline))
         .route("/api/domains", get(domains))
+        .route("/api/loads", get(loads))
         .route("/jobs/{id}/{*path}", get(result))
         .with_state(rest)
         .merge(crate::web::pages())
@@ -74,6 +76,10 @@ async fn jobs(State(rest): State<Rest>) -> Json<Vec<JobDoc>> {
 
 async fn domains(State(rest): State<Rest>) -> Json<Vec<DomainDoc>> {
     Json(rest.snapshot.borrow().domains.clone())
+}
+
+async fn loads(State(rest): State<Rest>) -> Json<Vec<LoadDoc>> {
+    Json(rest.snapshot.borrow().loads.clone())
 }
 
 async fn job(State(rest): State<Rest>, Path(id): Path<String>) -> Response {

@@ -112,6 +112,9 @@ pub fn describe_job(job: &JobDoc) -> String {
     if let Some(error) = &job.error {
         text += &format!("\n{}", describe_error(error));
     }
+    for (domain, loaded) in job.usage.iter().filter_map(|used| Some((&used.domain, used.loaded.as_ref()?))) {
+        text += &format!("\n{domain} loaded {loaded}");
+    }
     if let Some(results) = &job.results {
         text +=
             &format!("\nplayer {}\nSMIL {}\nHLS {}\nDASH {}", results.player, results.smil, results.hls, results.dash);

@@ -232,7 +232,13 @@ pub async fn open(args: &ServeArgs, hashed: &Arc<Hashed>) -> Result<Served, Fail
         from_store: args.from_store,
         token: args.token.as_deref(),
     };
-    let Opened { meta, hashes, held } = source::open(wanted, hashed).await?;
+    let opened = source::open(wanted, hashed).await?;
+    start(args, opened, hashed.from_store.load(Relaxed)).await
+}
+
+/// Starts serving what was hashed; `from_store` bytes left the store for that.
+pub async fn start(args: &ServeArgs, opened: Opened, from_store: u64) -> Result<Served, Failure> {
+    let Opened { meta, hashes, held } = opened;
     let meta = Arc::new(meta);
     let cannot = |e: std::io::Error| Failure::new(3, "cannot-listen", e);
     let http = TcpListener::bind(args.listen).await.map_err(cannot)?;
@@ -280,7 +286,6 @@ pub async fn open(args: &ServeArgs, hashed: &Arc<Hashed>) -> Result<Served, Fail
         }
     });
     let url = swarm_url(listen, &meta.name);
-    let from_store = hashed.from_store.load(Relaxed);
     Ok(Served { url, meta, controller, origin, from_store, service })
 }
 
@@ -390,7 +395,7 @@ async fn get(args: GetArgs) -> Result<(), Failure> {
         None => Store::open(&args.dir, &meta),
         Some(share) => {
             let part = part_of(&meta, share, args.overlap)?;
-            member.demand = demand(&meta, &part);
+            member.demand = part.pieces(&meta.layout);
             Store::open_part(&args.dir, &meta, &format!("{}-of-{}", share.number, share.of), &part)
         }
     }
@@ -428,16 +433,6 @@ pub fn part_of(meta: &Metainfo, share: Share, overlap: f64) -> Result<Part, Fail
     let part = parts.into_iter().nth(share.number.wrapping_sub(1)).filter(|part| !part.own.is_empty());
     let none = || format!("{} pieces cannot be cut into {} parts", meta.layout.pieces(), share.of);
     part.ok_or_else(|| Failure::new(2, "partition-count", none()))
-}
-
-/// The same in pieces, for the controller.
-pub fn demand(meta: &Metainfo, part: &Part) -> Vec<(u32, u32, bool)> {
-    let pieces = |bytes: &std::ops::Range<u64>, seed_only| {
-        let groups = meta.layout.to_groups(bytes.clone());
-        (meta.layout.piece_of(groups.start), meta.layout.piece_of(groups.end.saturating_sub(1)) + 1, seed_only)
-    };
-    let own = part.own.iter().map(|r| pieces(r, false));
-    own.chain(part.seed_only.iter().map(|r| pieces(r, true))).collect()
 }
 
 type End = (Result<(), Failure>, Option<PathBuf>);

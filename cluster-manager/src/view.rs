@@ -5,6 +5,7 @@ use federation::job::JobError;
 use serde::{Deserialize, Serialize};
 
 use crate::timeline::Span;
+use crate::torrent_controller::Status;
 
 /// One job as its owner sees it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -86,6 +87,20 @@ pub struct UsageDoc {
     /// Encoder CPU seconds.
     pub seconds: f64,
     pub cost: f64,
+    /// How the bytes came and why: `direct: …` or `overlay: …`, by the domain's own word.
+    pub loaded: Option<String>,
+}
+
+/// How a lease's bytes reach the guests of this domain.
+#[derive(Clone, Debug, Serialize)]
+pub struct LoadDoc {
+    pub lease: String,
+    pub job: String,
+    /// As [`UsageDoc::loaded`].
+    pub loaded: String,
+    /// The torrent controller's view, and bytes that the origin gave; only with the overlay.
+    pub swarm: Option<Status>,
+    pub given: u64,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

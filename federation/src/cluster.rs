@@ -48,6 +48,9 @@ pub struct Run {
     /// Presigned GET of the part's order (`storage::film::part::PartSpec`).
     #[xml(attribute)]
     pub url: String,
+    /// Swarm that brings the part's bytes (`http://HOST:PORT/NAME`); absent: they come from the store.
+    #[xml(attribute(default))]
+    pub swarm: Option<String>,
 }
 
 /// Cluster manager → host manager, IQ-set: stop and forget. Answered by an empty result, also when unknown.

@@ -389,6 +389,9 @@ pub struct Usage {
     /// CPU ms of the encoder.
     #[xml(attribute(name = "cpu-ms"))]
     pub cpu_ms: u64,
+    /// How the bytes came and why, for people: `direct: …` or `overlay: …`. Said by the domain, with the final report.
+    #[xml(attribute(default))]
+    pub loaded: Option<String>,
 }
 
 /// Foreign → home: kept and repeated until answered by [`Ack`] or [`Stale`].

@@ -10,6 +10,7 @@ pub mod fault;
 mod output;
 pub mod runner;
 pub mod server;
+mod swarm;
 pub mod task;
 mod video;
 pub mod work_dir;

@@ -18,6 +18,7 @@ pub mod partition;
 pub mod picker;
 pub mod policy;
 pub mod rng;
+pub mod share;
 pub mod wire;
 
 #[cfg(feature = "overlay")]

@@ -174,5 +174,8 @@ fn usage_table(usage: &[UsageDoc]) -> String {
     for UsageDoc { domain, parts, bytes_in, bytes_out, seconds, .. } in usage {
         text += &format!("{domain:<12} {parts:>6} {bytes_in:>12} {bytes_out:>12} {seconds:>10.2}\n");
     }
+    for (domain, loaded) in usage.iter().filter_map(|used| Some((&used.domain, used.loaded.as_ref()?))) {
+        text += &format!("{domain:<12} loaded {loaded}\n");
+    }
     text
 }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use cluster_manager::config::Overlay;
 use federation::agreement::Agreements;
 use federation::timers::Timers;
 use serde::Deserialize;
@@ -48,6 +49,8 @@ pub struct WorldOptions {
     pub timers: Timers,
     /// Agreements of a domain; where there are none, everybody is a partner.
     pub agreements: BTreeMap<String, Agreements>,
+    /// How all domains load their shares.
+    pub overlay: Overlay,
     /// Domains with an XMPP server and accounts, but without agents: somebody else plays them.
     pub unmanned: Vec<String>,
     /// The encoder that all guests run; none: `ffmpeg` from the path.
@@ -65,6 +68,7 @@ impl WorldOptions {
             store: StoreOptions::default(),
             timers: Timers::default(),
             agreements: BTreeMap::new(),
+            overlay: Overlay::default(),
             unmanned: Vec::new(),
             ffmpeg: None,
         }

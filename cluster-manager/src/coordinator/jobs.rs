@@ -13,6 +13,8 @@ use federation::message::{self, Ad, Award, Envelope, PartRef};
 use federation::xmpp::{BareJid, FullJid, IqFailure, Jid, payload};
 use futures::stream::{self, StreamExt};
 use storage::error::StoreError;
+use storage::film::part::Source;
+use storage::range::ByteRange;
 use storage::s3::{S3Config, Secret, Store};
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
@@ -69,6 +71,15 @@ impl OrderWriter {
 
     async fn write(&self, part: u32, attempt: u32) -> Result<(), StoreError> {
         self.film.order(&self.store, &self.prepared, &self.pieces, part, attempt, self.ttl).await
+    }
+
+    /// The source, and what a part of the film wants of it.
+    pub(super) async fn source(&self) -> Result<Source, StoreError> {
+        self.film.readable(&self.store, &self.prepared, self.ttl).await
+    }
+
+    pub(super) fn ranges(&self, part: u32) -> Option<Vec<ByteRange>> {
+        Some(self.prepared.plan.parts.get(part as usize)?.input.ranges.clone())
     }
 
     /// Some at a time, the first first: that is where work begins.
@@ -283,7 +294,7 @@ impl Coordinator {
         self.step(Input::AddParts { job: id.clone(), parts: vec![call] })
     }
 
-    fn writer(&self, home: &DomainId, id: &JobId) -> Option<OrderWriter> {
+    pub(super) fn writer(&self, home: &DomainId, id: &JobId) -> Option<OrderWriter> {
         let record = self.records.get(id).filter(|_| *home == self.me)?;
         let (_, prepared) = record.prepared.as_ref()?;
         let (film, prepared, pieces) = (record.film.clone(), prepared.clone(), record.sound_objects());

@@ -274,7 +274,7 @@ impl Coordinator {
 
     fn on_status(&mut self, jid: FullJid, payload: Element, reply: Responder) -> Result<()> {
         let status = Status::try_from(payload).ok().filter(|_| self.is_host(&jid));
-        let Some((task, status)) = status.and_then(|s| s.task.parse::<TaskId>().ok().map(|task| (task, s))) else {
+        let Some((task, mut status)) = status.and_then(|s| s.task.parse::<TaskId>().ok().map(|task| (task, s))) else {
             reply.error(Condition::Forbidden, "only host managers report tasks");
             return Ok(());
         };
@@ -282,6 +282,9 @@ impl Coordinator {
         if !self.hosts.reported(now(), &jid, &task, ended) {
             reply.error(Condition::UnexpectedRequest, "announce yourself first");
             return Ok(());
+        }
+        if let Some(usage) = status.usage.as_mut().filter(|_| ended) {
+            usage.loaded = self.way_of(&task.lease);
         }
         let TaskId { lease, part, attempt } = task;
         self.step(Input::Task { lease, part, attempt, status })?;

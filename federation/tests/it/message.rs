@@ -15,8 +15,16 @@ fn samples() -> Vec<Body> {
     let bid = || -> federation::id::BidId { Clone::clone(&bid) };
     let at = Millis(1_700_000_000_123);
     let refs = || vec![PartRef { part: 0, attempt: 1 }, PartRef { part: 7, attempt: 2 }];
-    let usage =
-        Usage { bytes_in: 1, bytes_out: 2, download_ms: 3, load_ms: 4, process_ms: 5, publish_ms: 6, cpu_ms: 7 };
+    let usage = Usage {
+        bytes_in: 1,
+        bytes_out: 2,
+        download_ms: 3,
+        load_ms: 4,
+        process_ms: 5,
+        publish_ms: 6,
+        cpu_ms: 7,
+        loaded: Some("direct: why".into()),
+    };
     let output = |fragments| Output { key: "out/é/0.mp4".into(), size: u64::MAX, sha256: "ab".into(), fragments };
     let outputs = || vec![output(None), output(Some("{\"init_bytes\":1,\"x\":\"<&>\"}".into()))];
     let progress = || PartProgress {
@@ -169,7 +177,7 @@ fn every_message_of_a_cluster_survives_too() {
     let host = Host { name: "vm1".into(), epoch: 1, seq: 2, slots: 2, slots_free: 1 };
     assert_eq!(through(&host), host);
     assert_eq!(through(&Manager { epoch: 3 }), Manager { epoch: 3 });
-    let run = Run { task: "t".into(), url: "https://x/?a&b".into() };
+    let run = Run { task: "t".into(), url: "https://x/?a&b".into(), swarm: Some("http://10.0.0.1:7/share".into()) };
     assert_eq!(through(&run), run);
     assert_eq!(through(&Stop { task: "t".into() }), Stop { task: "t".into() });
     let failure = Failure { class: "code".into(), retryable: true, code: "c".into(), log: "a\n<b>&".into() };
@@ -224,7 +232,7 @@ proptest! {
             }
             Body::PartDone(b) => {
                 (b.lease, b.secret, b.part, b.attempt) = (lease, secret, m % 8, 1);
-                b.usage = Usage { bytes_in: n, cpu_ms: n, process_ms: n, ..b.usage };
+                b.usage = Usage { bytes_in: n, cpu_ms: n, process_ms: n, ..b.usage.clone() };
             }
             Body::PartFailed(b) => (b.lease, b.secret, b.part, b.attempt) = (lease, secret, m % 8, 1),
             Body::Revoke(b) => (b.lease, b.secret) = (lease, secret),

@@ -1,7 +1,7 @@
 //! The `guest` binary: prints `{"address": "IP:PORT"}` when it is ready, then serves until it is told to end.
 
 use std::io::Write;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -42,6 +42,9 @@ struct Args {
     /// How long to wait for an order that is not in the store yet, seconds.
     #[arg(long, default_value_t = 40)]
     order_wait: u64,
+    /// Address on which peers of a swarm reach this guest.
+    #[arg(long, default_value = "127.0.0.1")]
+    swarm_listen: IpAddr,
     /// End when standard input, a pipe, is closed: when whoever started this is gone, however it went.
     #[arg(long)]
     exit_with_stdin: bool,
@@ -61,6 +64,7 @@ async fn main() -> anyhow::Result<()> {
         disk_bytes_max: args.disk_mib_max << 20,
         ffmpeg: args.ffmpeg,
         order_wait: Duration::from_secs(args.order_wait),
+        swarm_listen: args.swarm_listen,
     })
     .context("open the working directory")?;
     let listener = tokio::net::TcpListener::bind(args.listen).await.context("listen")?;

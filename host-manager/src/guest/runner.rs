@@ -3,6 +3,7 @@
 //! short.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
@@ -40,6 +41,8 @@ pub struct GuestConfig {
     pub ffmpeg: PathBuf,
     /// Wait for an order that is not there yet; as long as home tries to write one to a store that is not well.
     pub order_wait: Duration,
+    /// Where peers of a swarm reach this guest.
+    pub swarm_listen: IpAddr,
 }
 
 /// The agent.
@@ -61,6 +64,7 @@ pub(super) struct Tools {
     pub encodes: Semaphore,
     pub sound: Semaphore,
     order_wait: Duration,
+    pub swarm_listen: IpAddr,
     fetcher: OnceLock<Fetcher>,
 }
 
@@ -95,6 +99,7 @@ impl Guest {
             encodes: Semaphore::new(config.slots.max(1)),
             sound: Semaphore::new(1),
             order_wait: config.order_wait,
+            swarm_listen: config.swarm_listen,
             fetcher: OnceLock::new(),
         };
         Ok(Arc::new(Self { tasks: Mutex::default(), tools: Arc::new(tools) }))
@@ -180,7 +185,7 @@ async fn work(tools: &Tools, order: &Order, report: &Report) -> Result<(), Fault
     let spec = read_order(tools, &order.url).await?;
     info!(job = spec.job, part = spec.part, attempt = spec.attempt, "order read");
     match spec.work {
-        Work::Video(work) => video::run(tools, &work, report, load).await,
+        Work::Video(work) => video::run(tools, &work, order.swarm.as_deref(), report, load).await,
         Work::Audio(work) => audio::run(tools, &work, report, load).await,
     }
 }

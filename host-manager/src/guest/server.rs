@@ -3,7 +3,7 @@
 //!
 //! | request | does |
 //! |---|---|
-//! | `PUT /tasks/{id}` `{"url": ...}` | starts the task; a repeat starts nothing. Answers the present state |
+//! | `PUT /tasks/{id}` `{"url": ..., "swarm": ...}` | starts the task; a repeat starts nothing. Answers the present state |
 //! | `GET /tasks` | ids and states of all tasks |
 //! | `GET /tasks/{id}` | present state |
 //! | `GET /tasks/{id}/events` | a state a line (NDJSON), from the present one to the final one |

@@ -62,11 +62,20 @@ pub struct Failure {
 }
 
 /// Body of `PUT /tasks/{id}`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Order {
     /// Presigned GET of the `PartSpec`. Never logged.
     pub url: String,
+    /// Swarm of the domain's share, which has the part's bytes; without it, or when it fails, they come from the store.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub swarm: Option<String>,
+}
+
+impl<S: Into<String>> From<S> for Order {
+    fn from(url: S) -> Self {
+        Self { url: url.into(), swarm: None }
+    }
 }
 
 /// Answer of `GET /tasks/{id}` and each line of its `/events`.

@@ -1,5 +1,6 @@
 //! A part of a film: load its bytes, hand the sound on as it is, encode the frames in every rendition, check, publish.
 
+use std::io::SeekFrom;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -8,18 +9,20 @@ use base64::prelude::BASE64_STANDARD;
 use storage::film::part::VideoWork;
 use storage::film::{ffmpeg, fragment};
 use tokio::fs::File;
-use tokio::io::AsyncWriteExt;
+use tokio::io::AsyncSeekExt;
 use tokio::sync::SemaphorePermit;
 
 use super::fault::Fault;
 use super::output::Output;
 use super::runner::{Report, Tools, ms};
+use super::swarm;
 use super::task::Phase;
 
 /// `load` is the right to load; it is given back when the input is here.
 pub(super) async fn run(
     tools: &Tools,
     work: &VideoWork,
+    swarm: Option<&str>,
     report: &Report,
     load: SemaphorePermit<'_>,
 ) -> Result<(), Fault> {
@@ -29,11 +32,18 @@ pub(super) async fn run(
     }
     let total = work.input.ranges.iter().map(|range| range.len()).fold(0, u64::saturating_add);
     report.update(|state| state.bytes_total = total);
-    let _disk = tools.root.reserve(total).await;
+    // What a swarm brings lies on disk twice: for the others, and as input.
+    let _disk = tools.root.reserve(if swarm.is_some() { 2 * total } else { total }).await;
     let dir = tools.root.task_dir()?;
     let input = dir.path().join("input");
-    fetch(tools, work, &head, &input, report).await?;
-    drop(head);
+    tokio::fs::write(&input, head).await?;
+    let seat = match swarm {
+        Some(url) => swarm::load(tools, url, &work.input.ranges, &input, report).await?,
+        None => None,
+    };
+    if seat.is_none() {
+        fetch(tools, work, &input, report).await?;
+    }
     hand_sound_on(tools, work, &input, &dir.path().join("sound"), report).await?;
     report.phase(Phase::Loaded);
     drop(load);
@@ -57,14 +67,16 @@ pub(super) async fn run(
         output.publish(tools.fetcher()?, put, report).await?;
     }
     report.update(|state| state.usage.publish_ms += ms(began));
+    if let Some(seat) = seat {
+        seat.leave().await;
+    }
     Ok(())
 }
 
-async fn fetch(tools: &Tools, work: &VideoWork, head: &[u8], input: &Path, report: &Report) -> Result<(), Fault> {
+async fn fetch(tools: &Tools, work: &VideoWork, input: &Path, report: &Report) -> Result<(), Fault> {
     let began = Instant::now();
-    let mut file = File::create(input).await?;
-    file.write_all(head).await?;
-    file.flush().await?;
+    let mut file = File::options().write(true).open(input).await?;
+    file.seek(SeekFrom::End(0)).await?;
     let mut on_bytes = |bytes| report.update(|state| state.bytes = bytes);
     let (source, ranges) = (&work.source, &work.input.ranges);
     let fetched = tools.fetcher()?.ranges_to_file(&source.url, &source.etag, ranges, &mut file, &mut on_bytes);

@@ -11,6 +11,8 @@ use federation::cluster::{Failure, Host, Status};
 use federation::id::Millis;
 use xmpp_parsers::jid::FullJid;
 
+use crate::guest::task::Order;
+
 /// Same-state progress of one task is told this often at most, ms.
 const PROGRESS_EVERY_MS: u64 = 500;
 /// Longest wait before a status is repeated that was not answered, ms.
@@ -39,11 +41,11 @@ pub struct Offer {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
     /// Run the task on this guest and report every state by [`Board::guest_says`].
-    Start { guest: usize, task: String, url: String },
+    Start { guest: usize, task: String, order: Order },
     /// End it on this guest if it still runs, and forget it there.
     Forget { guest: usize, task: String },
     /// Send the status and report the fate by [`Board::answered`] with the same `token`.
-    Tell { to: FullJid, token: u64, status: Status },
+    Tell { to: FullJid, token: u64, status: Box<Status> },
     /// Directed presence.
     Announce { to: FullJid, host: Host },
 }
@@ -80,7 +82,7 @@ pub struct Board {
 }
 
 struct Entry {
-    url: String,
+    order: Order,
     status: Status,
     guest: Option<usize>,
     guests_used: u32,
@@ -131,7 +133,7 @@ impl Board {
     }
 
     /// An order to run a task. The same task is never run twice.
-    pub fn run(&mut self, from: &FullJid, task: &str, url: String) -> Result<(), Denial> {
+    pub fn run(&mut self, from: &FullJid, task: &str, order: Order) -> Result<(), Denial> {
         self.check(from)?;
         if let Some(entry) = self.tasks.get_mut(task) {
             (entry.dirty, entry.urgent) = (true, true); // who asks again has not heard
@@ -150,7 +152,7 @@ impl Board {
             failure: None,
         };
         let entry = Entry {
-            url,
+            order,
             status,
             guest: None,
             guests_used: 0,
@@ -280,7 +282,7 @@ impl Board {
                 entry.guest = Some(guest);
                 entry.guests_used += 1;
                 entry.forgotten = false;
-                actions.push(Action::Start { guest, task: task.clone(), url: entry.url.clone() });
+                actions.push(Action::Start { guest, task: task.clone(), order: entry.order.clone() });
             }
         }
     }
@@ -295,7 +297,7 @@ impl Board {
             entry.in_flight = Some((self.next_token, entry.status.clone()));
             entry.told_at = Some(now);
             entry.urgent = false;
-            actions.push(Action::Tell { to: manager.clone(), token: self.next_token, status: entry.status.clone() });
+            actions.push(Action::Tell { to: manager.clone(), token: self.next_token, status: Box::new(entry.status.clone()) });
         }
     }
 

@@ -39,8 +39,8 @@ impl GuestClient {
 
     /// Starts the task if the guest does not know it, and passes on each state until the final one. Trouble on the way is
     /// overcome by asking again; who knows that the guest is gone drops the future.
-    pub async fn follow(&self, vm: &Vm, task: &str, url: &str, mut on_state: impl FnMut(TaskState)) {
-        while let Err(error) = self.follow_once(vm, task, url, &mut on_state).await {
+    pub async fn follow(&self, vm: &Vm, task: &str, order: &Order, mut on_state: impl FnMut(TaskState)) {
+        while let Err(error) = self.follow_once(vm, task, order, &mut on_state).await {
             tracing::debug!(task, error = %error, cause = ?std::error::Error::source(&error).map(ToString::to_string), "asking again");
             tokio::time::sleep(RETRY).await;
         }
@@ -58,12 +58,11 @@ impl GuestClient {
         &self,
         vm: &Vm,
         task: &str,
-        url: &str,
+        order: &Order,
         on_state: &mut impl FnMut(TaskState),
     ) -> Result<(), ClientError> {
-        let order = Order { url: url.to_owned() };
         let start =
-            self.0.put(place(vm, task, None)).bearer_auth(&vm.token).json(&order).timeout(Duration::from_secs(10));
+            self.0.put(place(vm, task, None)).bearer_auth(&vm.token).json(order).timeout(Duration::from_secs(10));
         start.send().await?.error_for_status()?;
         let events = self.0.get(place(vm, task, Some("events"))).bearer_auth(&vm.token);
         let mut events = events.send().await?.error_for_status()?;

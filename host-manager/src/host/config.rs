@@ -1,5 +1,6 @@
 //! The configuration of a host manager: parsed whole before anything is opened.
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
@@ -41,11 +42,19 @@ pub struct Rooms {
     pub manager_nick: String,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct GuestCommand {
     /// Program and first arguments of a guest; empty: `guest` beside this program.
     pub command: Vec<String>,
+    /// Where peers of a swarm, guests of other hosts among them, reach the guests.
+    pub swarm_listen: IpAddr,
+}
+
+impl Default for GuestCommand {
+    fn default() -> Self {
+        Self { command: Vec::new(), swarm_listen: Ipv4Addr::LOCALHOST.into() }
+    }
 }
 
 fn room<'de, D: Deserializer<'de>>(from: D) -> Result<BareJid, D::Error> {
@@ -90,7 +99,8 @@ impl Config {
             return Ok(self.guest.command.clone());
         }
         let beside = std::env::current_exe().context("find this program")?.with_file_name("guest");
-        Ok(vec![beside.to_str().context("the path of this program is not UTF-8")?.to_owned()])
+        let program = beside.to_str().context("the path of this program is not UTF-8")?.to_owned();
+        Ok(vec![program, "--swarm-listen".to_owned(), self.guest.swarm_listen.to_string()])
     }
 }
 
@@ -112,7 +122,9 @@ mod tests {
             .collect();
         let sparse = Config::parse(&required).unwrap();
         // Slots default to the cores of the machine, so the text can only show an example.
-        let shown = |c: &Config| (c.backlog, c.guests, c.rooms.manager_nick.clone(), c.guest.command.clone());
+        let shown = |c: &Config| {
+            (c.backlog, c.guests, c.rooms.manager_nick.clone(), c.guest.command.clone(), c.guest.swarm_listen)
+        };
         assert_eq!(shown(&documented), shown(&sparse));
         assert_eq!(documented.xmpp.transport, sparse.xmpp.transport);
         assert_eq!(documented.xmpp.connect_timeout_ms, sparse.xmpp.connect_timeout_ms);

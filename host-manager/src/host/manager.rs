@@ -17,7 +17,7 @@ use super::board::{Action, Board, Denial, Fate, Offer};
 use super::client::GuestClient;
 use super::config::{Config, Rooms};
 use super::pool::{GuestEvent, Pool};
-use crate::guest::task::TaskState;
+use crate::guest::task::{Order, TaskState};
 use crate::vm::Vm;
 use crate::vm::process::ProcessDriver;
 
@@ -174,7 +174,7 @@ impl HostManager {
             "run" => match Run::try_from(payload) {
                 Ok(run) if (1..=TASK_BYTES_MAX).contains(&run.task.len()) => {
                     debug!(task = run.task, "run");
-                    self.board.run(from, &run.task, run.url)
+                    self.board.run(from, &run.task, Order { url: run.url, swarm: run.swarm })
                 }
                 _ => return reply.error(Condition::BadRequest, "run: a task of 1 to 256 bytes and a url"),
             },
@@ -228,9 +228,9 @@ impl HostManager {
 
     async fn carry_out(&mut self, action: Action) {
         match action {
-            Action::Start { guest, task, url } => self.follow(guest, task, url),
+            Action::Start { guest, task, order } => self.follow(guest, task, order),
             Action::Forget { .. } => self.forget(action),
-            Action::Tell { to, token, status } => self.tell(to, token, status),
+            Action::Tell { to, token, status } => self.tell(to, token, *status),
             Action::Announce { to, host } => {
                 if let Err(error) = self.agent.directed_presence(to, Some(host.into()), true).await {
                     warn!(%error, "not announced");
@@ -239,13 +239,13 @@ impl HostManager {
         }
     }
 
-    fn follow(&mut self, guest: usize, task: String, url: String) {
+    fn follow(&mut self, guest: usize, task: String, order: Order) {
         let Some(vm) = self.guests.get(&guest).cloned() else { return };
         let (client, reporter, id) = (self.client.clone(), self.reporter.clone(), task.clone());
         let follower = tokio::spawn(async move {
             let (states, mut seen) = tokio::sync::watch::channel(None);
             let following = async move {
-                client.follow(&vm, &id, &url, |state| drop(states.send_replace(Some(state)))).await;
+                client.follow(&vm, &id, &order, |state| drop(states.send_replace(Some(state)))).await;
             };
             // A slow loop skips states but never the last one.
             let passing = async {
@@ -313,6 +313,7 @@ fn status(state: TaskState) -> Status {
             process_ms: usage.process_ms,
             publish_ms: usage.publish_ms,
             cpu_ms: usage.cpu_ms,
+            loaded: None,
         }),
         failure: state.failure.map(|f| Failure { class: f.class, retryable: f.retryable, code: f.code, log: f.log }),
     }

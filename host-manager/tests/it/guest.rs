@@ -1,6 +1,6 @@
 //! The guest against real ffmpeg and a store that it reaches by HTTP.
 
-use host_manager::guest::task::Phase;
+use host_manager::guest::task::{Order, Phase};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -55,6 +55,20 @@ async fn parts_and_their_sound_are_made_and_every_frame_is_there_once() {
     let seconds = summary.duration as f64 / f64::from(summary.timescale);
     assert!((seconds - f64::from(SECONDS)).abs() < 0.1, "{seconds} s of sound");
     assert!(task_dirs(dir.path()).is_empty(), "files left: {:?}", task_dirs(dir.path()));
+}
+
+#[tokio::test]
+async fn a_swarm_that_is_not_there_is_no_failure_because_the_store_is() {
+    let (dir, store, film) = (tempfile::tempdir().unwrap(), Store::start().await, film::film());
+    let guest = Guest::start(dir.path(), "ffmpeg").await;
+    let plan = film::plan(&film, 1);
+    let url = film::orders(&store, &film, &plan, "ultrafast").remove(0);
+    // A port that was free a moment ago, where nobody listens.
+    let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    guest.put("t", Order { url, swarm: Some(format!("http://{gone}/share")) }).await;
+    let state = guest.end_of("t").await;
+    assert_eq!(state.state, Phase::Done, "{:?}", state.failure);
+    assert!(task_dirs(dir.path()).is_empty());
 }
 
 #[tokio::test]

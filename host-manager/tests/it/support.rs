@@ -37,8 +37,8 @@ impl Guest {
         format!("http://{}/{path}", self.vm.address)
     }
 
-    pub async fn put(&self, task: &str, url: &str) -> TaskState {
-        let order = Order { url: url.to_owned() };
+    pub async fn put(&self, task: &str, order: impl Into<Order>) -> TaskState {
+        let order = order.into();
         let put = self.client.put(self.place(&format!("tasks/{task}"))).bearer_auth(&self.vm.token).json(&order);
         put.send().await.unwrap().error_for_status().unwrap().json().await.unwrap()
     }

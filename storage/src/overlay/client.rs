@@ -3,6 +3,8 @@
 //! When the controller cannot be reached the peer keeps the swarm it knows, and asks again.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -14,7 +16,7 @@ use tokio::time::Instant;
 use super::announce::{self, PeerOrders, PeerReport};
 use super::lease::{LeaseAnswer, LeaseAsk};
 use super::metainfo::{GroupHash, METAINFO_MAX, Metainfo};
-use super::peer::Peer;
+use super::peer::{Peer, Progress};
 use super::policy::NodeId;
 use super::relay;
 
@@ -218,5 +220,68 @@ impl Controller {
             Some(ip) if origin.ip().is_unspecified() => SocketAddr::new(ip, origin.port()),
             _ => origin,
         }
+    }
+}
+
+/// A node in a swarm: its peer, and the task that keeps it told. Dropped, it is gone at once.
+pub struct Joined {
+    peer: Arc<Peer>,
+    following: tokio::task::JoinHandle<()>,
+    stopped: watch::Receiver<Option<Stopped>>,
+    farewell: (Controller, Arc<Metainfo>, Member),
+}
+
+impl Joined {
+    pub fn start(controller: Controller, peer: Peer, meta: Arc<Metainfo>, member: Member) -> Self {
+        let (stop, stopped) = watch::channel(None);
+        let peer = Arc::new(peer);
+        let farewell = (controller.clone(), meta.clone(), member.clone());
+        let followed = peer.clone();
+        let following = tokio::spawn(async move {
+            let why = controller.follow(&followed, &meta, &member).await;
+            stop.send_replace(Some(why));
+        });
+        Self { peer, following, stopped, farewell }
+    }
+
+    /// Waits until all that is wanted is on disk, under its final name. `on_progress` hears of it several times a second.
+    ///
+    /// Errors, as `code: text`: the disk, the controller's last word, or `stalled` when no byte came for `patience`.
+    pub async fn whole(&self, patience: Duration, mut on_progress: impl FnMut(&Progress)) -> Result<PathBuf, String> {
+        let (mut progress, mut stopped) = (self.peer.watch(), self.stopped.clone());
+        let mut grown = (Instant::now(), 0);
+        loop {
+            let seen = self.peer.progress();
+            on_progress(&seen);
+            if let Some(path) = seen.done {
+                return Ok(path);
+            }
+            if let Some(why) = seen.failed.or_else(|| Some(stopped.borrow().clone()?.0)) {
+                return Err(why);
+            }
+            if seen.groups_held > grown.1 {
+                grown = (Instant::now(), seen.groups_held);
+            } else if grown.0.elapsed() > patience {
+                return Err(format!("stalled: no byte came for {} s", patience.as_secs()));
+            }
+            // The peer speaks at least some times a second.
+            tokio::select! {
+                _ = progress.changed() => {}
+                Ok(()) = stopped.changed() => {}
+            }
+        }
+    }
+
+    /// Leaves in good order: nobody waits for this node any more.
+    pub async fn leave(self) {
+        self.following.abort();
+        let (controller, meta, member) = &self.farewell;
+        controller.leave(&self.peer, meta, member).await;
+    }
+}
+
+impl Drop for Joined {
+    fn drop(&mut self) {
+        self.following.abort();
     }
 }

@@ -7,6 +7,7 @@ use std::io;
 use std::ops::Range;
 
 use super::bound::Node;
+use super::layout::Layout;
 
 /// Reads some bytes of the dataset: a file here, ranged GETs there.
 pub trait ReadAt {
@@ -57,6 +58,18 @@ pub struct Part {
     pub own: Vec<Range<u64>>,
     /// Bytes it holds for its neighbours only.
     pub seed_only: Vec<Range<u64>>,
+}
+
+impl Part {
+    /// The same in pieces, as announces tell it: `[start, end, seed only]`.
+    pub fn pieces(&self, layout: &Layout) -> Vec<(u32, u32, bool)> {
+        let pieces = |bytes: &Range<u64>, seed_only| {
+            let groups = layout.to_groups(bytes.clone());
+            (layout.piece_of(groups.start), layout.piece_of(groups.end.saturating_sub(1)) + 1, seed_only)
+        };
+        let own = self.own.iter().map(|r| pieces(r, false));
+        own.chain(self.seed_only.iter().map(|r| pieces(r, true))).collect()
+    }
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -162,6 +162,7 @@ impl DomainFiles {
                 "federation": format!("federation@conference.{}", options.domains[0]),
             },
             "timers": options.timers,
+            "overlay": options.overlay,
         });
         if options.agreements.contains_key(&self.name) {
             config["agreements"] = json!({ "path": self.agreements() });

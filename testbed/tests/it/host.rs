@@ -185,7 +185,7 @@ async fn a_host_offers_itself_runs_what_the_manager_orders_and_obeys_no_stranger
     let (host_jid, host) = manage(&manager, &mut events).await;
     assert_eq!((host.name.as_str(), host.slots, host.slots_free), ("host1", 1, 1));
     let (url, plan) = domain.order("ultrafast").await;
-    let run = |task: &str| Run { task: task.into(), url: url.clone() };
+    let run = |task: &str| Run { task: task.into(), url: url.clone(), swarm: None };
 
     let (stranger, _events) = domain.agent("stranger").await;
     let refused = stranger.iq_set(host_jid.clone().into(), run("evil").into(), PATIENCE).await.unwrap_err();
@@ -217,7 +217,7 @@ async fn a_host_that_is_full_says_so_and_tells_a_new_manager_everything() {
     let (manager, mut events) = domain.agent("cm").await;
     let (host_jid, _) = manage(&manager, &mut events).await;
     let (url, _) = domain.order("placebo").await;
-    let run = |task: &str| Run { task: task.into(), url: url.clone() };
+    let run = |task: &str| Run { task: task.into(), url: url.clone(), swarm: None };
     manager.iq_set(host_jid.clone().into(), run("one").into(), PATIENCE).await.unwrap();
     let refused = manager.iq_set(host_jid.clone().into(), run("two").into(), PATIENCE).await.unwrap_err();
     assert!(matches!(refused, IqFailure::Remote(ref e) if e.defined_condition == Condition::ResourceConstraint));
@@ -246,7 +246,7 @@ async fn neither_a_killed_nor_an_ended_host_leaves_a_process() {
         let (manager, mut events) = domain.agent("cm").await;
         let (host_jid, _) = manage(&manager, &mut events).await;
         let (url, _) = domain.order("placebo").await;
-        manager.iq_set(host_jid.into(), Run { task: "t".into(), url }.into(), PATIENCE).await.unwrap();
+        manager.iq_set(host_jid.into(), Run { task: "t".into(), url, swarm: None }.into(), PATIENCE).await.unwrap();
         wait(&mut events, |event| told(event).filter(|status| status.state == "running")).await;
         assert_eq!(domain.processes().len(), 2, "a guest and its encoder");
         kill(Pid::from_raw(domain.host.id().unwrap() as i32), signal).unwrap();

@@ -15,6 +15,7 @@ mod profanity;
 mod prosody;
 mod published;
 mod s3;
+mod shares;
 mod shelf;
 mod stage;
 mod strangers;

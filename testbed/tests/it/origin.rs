@@ -58,7 +58,7 @@ impl Node {
             None => Store::open(&dir, &meta).unwrap(),
             Some((share, overlap)) => {
                 let part = swarm::part_of(&meta, share, overlap).unwrap();
-                member.demand = swarm::demand(&meta, &part);
+                member.demand = part.pieces(&meta.layout);
                 Store::open_part(&dir, &meta, &format!("{}-of-{}", share.number, share.of), &part).unwrap()
             }
         };

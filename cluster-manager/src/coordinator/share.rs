@@ -1,0 +1,273 @@
+//! Loading a share: when the first part of a lease is to be run, look at what its parts want, choose the way of the bytes, and if it is
+//! the overlay read them once, hash them, and serve them to the guests.
+//!
+//! The choice is [`storage::overlay::share`]'s; here are its facts, its doing, and the queue of tasks that wait for it. Whatever goes
+//! wrong on the way makes it the direct way: the store has the bytes.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use federation::id::{JobId, LeaseId};
+use federation::message::PartRef;
+use futures::stream::{self, StreamExt, TryStreamExt};
+use storage::error::Reason;
+use storage::fetch::{FetchOptions, Fetcher};
+use storage::film::part::{PartSpec, Source, Work};
+use storage::overlay::layout::Layout;
+use storage::overlay::metainfo::File;
+use storage::overlay::pass::Pass;
+use storage::overlay::share::{Choice, Facts, Way, files};
+use storage::overlay::store::Files;
+use storage::range::ByteRange;
+use tempfile::TempDir;
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use super::jobs::OrderWriter;
+use super::{Coordinator, Done};
+use crate::config::OverlayMode;
+use crate::hosts::{TaskId, Where};
+use crate::swarm::source::{Held, Opened};
+use crate::swarm::{self, ServeArgs, Served};
+use crate::view::LoadDoc;
+
+/// As guests: it carries the rewritten index of its part.
+const ORDER_BYTES_MAX: u64 = 64 << 20;
+const ORDERS_AT_ONCE: usize = 16;
+/// Home writes orders right after the commitment. One that is later than this is the guest's to wait for.
+const ORDER_WAIT: Duration = Duration::from_secs(10);
+const HASH_BLOCK: usize = 1 << 20;
+
+/// What is known of the way of one lease's bytes.
+pub(super) enum Share {
+    /// Being looked at; these tasks wait.
+    Looking(Vec<(TaskId, String)>),
+    Known {
+        job: JobId,
+        choice: Choice,
+        swarm: Option<Swarm>,
+    },
+}
+
+/// A share that is being served to the guests.
+pub(super) struct Swarm {
+    served: Served,
+    /// The bytes; gone with it.
+    _dir: TempDir,
+}
+
+/// Where the wishes of the parts stand.
+enum Wishes {
+    /// In our own plan.
+    Planned(Box<OrderWriter>, Vec<PartRef>),
+    /// In orders that home writes.
+    Ordered(Vec<String>),
+}
+
+/// Everything that the work outside the loop needs.
+struct Look {
+    wishes: Wishes,
+    mode: OverlayMode,
+    loads: u32,
+    streams: Option<u32>,
+    listen: std::net::IpAddr,
+    dir: PathBuf,
+}
+
+impl Coordinator {
+    /// Where shares lie while they are loaded.
+    pub(super) fn shares_dir(state_dir: &Path) -> PathBuf {
+        state_dir.join("shares")
+    }
+
+    /// Gives a task to the hosts as soon as the way of its lease's bytes is known.
+    pub(super) fn hand(&mut self, task: TaskId, url: String) {
+        match self.shares.get_mut(&task.lease) {
+            Some(Share::Looking(waiting)) => return waiting.push((task, url)),
+            Some(Share::Known { swarm, .. }) => {
+                let swarm = swarm.as_ref().map(|swarm| swarm.served.url.clone());
+                return self.hosts.run(task, Where { url, swarm });
+            }
+            None => {}
+        }
+        let Some(job) = self.domain.book().taken.get(&task.lease).map(|taken| taken.terms.job.clone()) else {
+            return self.hosts.run(task, Where { url, swarm: None });
+        };
+        let loads = self.hosts.capacity().0;
+        let direct = |reason: &str| Share::Known {
+            job: job.clone(),
+            choice: Choice { way: Way::Direct, reason: reason.to_owned() },
+            swarm: None,
+        };
+        let lease = task.lease.clone();
+        let mode = self.config.overlay.mode;
+        let share = match self.wishes(&lease) {
+            _ if mode == OverlayMode::Never => direct("the overlay is switched off"),
+            Some(wishes) if loads > 1 => {
+                let (streams, listen) = (self.config.overlay.origin_streams, self.config.overlay.listen);
+                let dir = Self::shares_dir(&self.config.state_dir);
+                let look = Look { wishes, mode, loads, streams, listen, dir };
+                let (done, lease, job) = (self.done.0.clone(), lease.clone(), job.clone());
+                self.spawn("share", async move {
+                    let (choice, swarm) = look.run().await;
+                    let _ = done.send(Done::Shared { lease, job, choice, swarm }).await; // fails only when we are leaving
+                });
+                self.shares.insert(task.lease.clone(), Share::Looking(vec![(task, url)]));
+                return;
+            }
+            _ => direct("one guest loads at a time"),
+        };
+        self.shares.insert(lease, share);
+        self.hosts.run(task, Where { url, swarm: None });
+    }
+
+    /// What the parts of a lease want; `None` when there is but one.
+    fn wishes(&self, lease: &LeaseId) -> Option<Wishes> {
+        let taken = self.domain.book().taken.get(lease).filter(|taken| taken.parts.len() > 1)?;
+        if taken.terms.home != self.me {
+            return Some(Wishes::Ordered(taken.parts.values().map(|part| part.award.url.clone()).collect()));
+        }
+        let parts = taken.parts.iter().map(|(n, part)| PartRef { part: *n, attempt: part.award.attempt });
+        Some(Wishes::Planned(Box::new(self.writer(&self.me, &taken.terms.job)?), parts.collect()))
+    }
+
+    pub(super) fn shared(&mut self, lease: LeaseId, job: JobId, choice: Choice, swarm: Option<Swarm>) {
+        info!(%lease, %job, %choice, "way of the share");
+        let known = Share::Known { job, choice, swarm };
+        if let Some(Share::Looking(waiting)) = self.shares.insert(lease, known) {
+            for (task, url) in waiting {
+                self.hand(task, url);
+            }
+        }
+    }
+
+    /// The way of a task's bytes, for its final report.
+    pub(super) fn way_of(&self, lease: &LeaseId) -> Option<String> {
+        match self.shares.get(lease)? {
+            Share::Looking(_) => None,
+            Share::Known { choice, .. } => Some(choice.to_string()),
+        }
+    }
+
+    /// Shares of leases that have ended are served no longer.
+    pub(super) fn drop_shares(&mut self) {
+        let taken = &self.domain.book().taken;
+        self.shares.retain(|lease, _| taken.contains_key(lease));
+    }
+
+    pub(super) fn load_documents(&self) -> Vec<LoadDoc> {
+        let document = |(lease, share): (&LeaseId, &Share)| match share {
+            Share::Looking(_) => None,
+            Share::Known { job, choice, swarm } => Some(LoadDoc {
+                lease: lease.to_string(),
+                job: job.to_string(),
+                loaded: choice.to_string(),
+                swarm: swarm.as_ref().map(|swarm| swarm.served.controller.status()),
+                given: swarm.as_ref().map_or(0, |swarm| swarm.served.given()),
+            }),
+        };
+        self.shares.iter().filter_map(document).collect()
+    }
+}
+
+impl Look {
+    /// Reads what the parts want, chooses, and opens the swarm if that is the way.
+    async fn run(self) -> (Choice, Option<Swarm>) {
+        let direct = |reason: String| Choice { way: Way::Direct, reason };
+        let (source, parts) = match self.wishes.read().await {
+            Ok(read) => read,
+            Err(error) => {
+                warn!(error = format!("{error:#}"), "what the parts want is not known");
+                return (direct("what the parts want is not known".to_owned()), None);
+            }
+        };
+        let facts = Facts { parts: &parts, loads: self.loads, streams: self.streams };
+        let mut choice = facts.choose();
+        let union = facts.union();
+        if self.mode == OverlayMode::Always && !union.is_empty() {
+            choice = Choice { way: Way::Overlay, reason: "configured".to_owned() };
+        }
+        let (Way::Overlay, Some(source)) = (choice.way, source) else { return (choice, None) };
+        match self.open(&source, &union, parts.len() as u32).await {
+            Ok(swarm) => (choice, Some(swarm)),
+            Err(error) => {
+                warn!(error = format!("{error:#}"), "the share cannot be served; guests read from the store");
+                (direct(format!("the share could not be served ({})", choice.reason)), None)
+            }
+        }
+    }
+
+    /// Reads the bytes once, as many at a time as the store admits, and serves them.
+    async fn open(&self, source: &Source, union: &[ByteRange], nodes: u32) -> Result<Swarm> {
+        std::fs::create_dir_all(&self.dir).context("make the directory of shares")?;
+        let dir = tempfile::tempdir_in(&self.dir).context("make the directory of a share")?;
+        let path = dir.path().join("bytes");
+        let parallel = FetchOptions::default().parallel.min(self.streams.unwrap_or(u32::MAX).max(1) as usize);
+        let fetcher = Fetcher::new(FetchOptions { parallel, ..FetchOptions::default() })?;
+        let mut file = tokio::fs::File::create(&path).await.context("make the file of a share")?;
+        let stats = fetcher.ranges_to_file(&source.url, &source.etag, union, &mut file, &mut |_| ()).await?;
+        drop(file);
+        let (list, whole) = (files(union), File { path: vec![], len: stats.bytes });
+        let hashing = path.clone();
+        let opened = tokio::task::spawn_blocking(move || -> Result<Opened> {
+            let bytes = Files::open(&hashing, &[whole])?;
+            let layout = Layout::for_total(stats.bytes).ok_or_else(|| anyhow!("no bytes"))?;
+            let mut pass = Pass::unkept(layout);
+            for at in (0..layout.total()).step_by(HASH_BLOCK) {
+                pass.update(&bytes.read(at..(at + HASH_BLOCK as u64).min(layout.total()))?);
+            }
+            let token = uuid::Uuid::new_v4().simple().to_string();
+            let found = pass.finish("share", list, &token)?;
+            let (meta, hashes) = found.ok_or_else(|| anyhow!("the share was not read whole"))?;
+            Ok(Opened { meta, hashes, held: Held::Here(bytes) })
+        });
+        let args = ServeArgs {
+            listen: (self.listen, 0).into(),
+            expect: nodes,
+            ..ServeArgs::on_loopback(swarm::source::Source::Local(path))
+        };
+        let served = swarm::start(&args, opened.await??, stats.fetched).await;
+        Ok(Swarm { served: served.map_err(|failure| anyhow!(failure.text))?, _dir: dir })
+    }
+}
+
+impl Wishes {
+    /// The source, if any part wants bytes of it, and which.
+    async fn read(&self) -> Result<(Option<Source>, Vec<Vec<ByteRange>>)> {
+        match self {
+            Self::Planned(writer, parts) => {
+                let parts: Vec<_> = parts.iter().filter_map(|part| writer.ranges(part.part)).collect();
+                Ok((Some(writer.source().await?), parts))
+            }
+            Self::Ordered(urls) => {
+                let fetcher = Arc::new(Fetcher::new(FetchOptions::default())?);
+                let read = stream::iter(urls.clone()).map(|url| order(fetcher.clone(), url)).buffered(ORDERS_AT_ONCE);
+                let specs: Vec<PartSpec> = read.try_collect().await?;
+                let (mut source, mut parts) = (None, Vec::new());
+                for spec in specs {
+                    if let Work::Video(work) = spec.work {
+                        parts.push(work.input.ranges);
+                        source = Some(work.source);
+                    }
+                }
+                Ok((source, parts))
+            }
+        }
+    }
+}
+
+/// Home writes it while we ask for it.
+async fn order(fetcher: Arc<Fetcher>, url: String) -> Result<PartSpec> {
+    let (began, mut pause) = (Instant::now(), Duration::from_millis(20));
+    loop {
+        match fetcher.get(&url, ORDER_BYTES_MAX).await {
+            Err(error) if error.reason == Reason::NotFound && began.elapsed() < ORDER_WAIT => {
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(Duration::from_secs(1));
+            }
+            read => return serde_json::from_slice(&read?).context("understand an order"),
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! How a domain loads its share of a job into its guests.
+
+use cluster_manager::config::{Overlay, OverlayMode};
+use cluster_manager::view::JobDoc;
+use storage::s3::S3Config;
+use testbed::s3::{S3Server, S3ServerConfig};
+
+use super::stage::{Order, Stage};
+
+/// Two domains with two guests each, which load so; answers the job, and how often each byte of the film left the
+/// store.
+async fn job_with(overlay: Overlay) -> (JobDoc, f64) {
+    let dir = tempfile::tempdir().unwrap();
+    let config = S3ServerConfig { root: dir.path().join("s3"), ..S3ServerConfig::default() };
+    let secret = dir.path().join("secret");
+    std::fs::write(&secret, config.secret_key.expose()).unwrap();
+    let keys = S3Config {
+        access_key: Some(config.access_key.clone()),
+        secret_key: Some(config.secret_key.clone()),
+        ..S3Config::default()
+    };
+    let s3 = S3Server::start(config).await.unwrap();
+    let keys = S3Config { endpoint: Some(s3.endpoint()), ..keys };
+    let stage = Stage::start_with_keys(Some(keys.clone()), |options| {
+        options.domains.truncate(2);
+        (options.hosts, options.slots) = (2, 1);
+        options.store.s3_endpoint = Some(s3.endpoint());
+        options.store.s3_access_key = keys.access_key.clone();
+        options.store.s3_secret_key_file = Some(secret.clone());
+        options.overlay = overlay;
+    })
+    .await;
+    let read = || s3.counters().get_bytes_of.get("films/film.mp4").copied().unwrap_or(0);
+    let before = read();
+    let id = stage.submit(&Order::new("film.mp4", "shared")).await;
+    let job = stage.end_of(&id).await;
+    let copies = (read() - before) as f64 / super::stage::film_bytes().len() as f64;
+    stage.is_right(&job).await;
+    stage.end().await;
+    (job, copies)
+}
+
+fn ways(job: &JobDoc) -> Vec<&str> {
+    job.usage.iter().map(|used| used.loaded.as_deref().expect("every domain says how it loaded")).collect()
+}
+
+#[tokio::test]
+async fn where_the_store_admits_few_requests_one_reads_the_share_and_the_swarm_spreads_it() {
+    let (job, copies) = job_with(Overlay { origin_streams: Some(2), ..Overlay::default() }).await;
+    let overlay = "overlay: the store admits 2 requests at a time, 2 guests want 8";
+    assert!(ways(&job).contains(&overlay), "{:?}", ways(&job));
+    assert!(copies < 1.1, "each byte is read once, by one: {copies}");
+}
+
+#[tokio::test]
+async fn where_nothing_is_common_and_nothing_limited_guests_read_for_themselves() {
+    let (job, copies) = job_with(Overlay::default()).await;
+    assert!(ways(&job).iter().all(|way| way.starts_with("direct: ")), "{:?}", ways(&job));
+    assert!(copies < 1.1, "{copies}");
+    let (job, _) = job_with(Overlay { mode: OverlayMode::Never, origin_streams: Some(1), ..Overlay::default() }).await;
+    assert!(ways(&job).iter().all(|way| *way == "direct: the overlay is switched off"), "{:?}", ways(&job));
+}
