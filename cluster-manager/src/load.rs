@@ -182,7 +182,7 @@ impl Node {
         let mut demand = Vec::new();
         let opened = if args.parts {
             let share = Share { number: number as usize + 1, of: args.to as usize };
-            let part = swarm::part_of(&served.meta, share, args.overlap)?;
+            let part = swarm::part_of(&served.meta.layout, share, args.overlap)?;
             member.demand = part.pieces(&served.meta.layout);
             demand.extend(part.own.iter().chain(&part.seed_only).cloned());
             demand.sort_by_key(|range| range.start);

@@ -17,7 +17,7 @@ use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use storage::overlay::client::{Controller, Member, Stopped};
-use storage::overlay::layout::GROUP;
+use storage::overlay::layout::{GROUP, Layout};
 use storage::overlay::metainfo::Metainfo;
 use storage::overlay::partition::{self, Part};
 use storage::overlay::peer::{Config, LeaseBook, Peer, Place, Progress};
@@ -238,7 +238,7 @@ pub async fn open(args: &ServeArgs, hashed: &Arc<Hashed>) -> Result<Served, Fail
 
 /// Starts serving what was hashed; `from_store` bytes left the store for that.
 pub async fn start(args: &ServeArgs, opened: Opened, from_store: u64) -> Result<Served, Failure> {
-    let Opened { meta, hashes, held } = opened;
+    let Opened { meta, hashes, held, original } = opened;
     let meta = Arc::new(meta);
     let cannot = |e: std::io::Error| Failure::new(3, "cannot-listen", e);
     let http = TcpListener::bind(args.listen).await.map_err(cannot)?;
@@ -278,6 +278,10 @@ pub async fn start(args: &ServeArgs, opened: Opened, from_store: u64) -> Result<
             loop {
                 tokio::time::sleep(TorrentController::TICK).await;
                 ticking.tick();
+                if let Some(original) = original.as_ref().filter(|original| original.has_changed()) {
+                    let path = original.path.display();
+                    ticking.fail(format!("origin-changed: {path} changed while it was served; serve it again"));
+                }
             }
         };
         tokio::select! {
@@ -394,7 +398,7 @@ async fn get(args: GetArgs) -> Result<(), Failure> {
     let (store, have) = match args.part {
         None => Store::open(&args.dir, &meta),
         Some(share) => {
-            let part = part_of(&meta, share, args.overlap)?;
+            let part = part_of(&meta.layout, share, args.overlap)?;
             member.demand = part.pieces(&meta.layout);
             Store::open_part(&args.dir, &meta, &format!("{}-of-{}", share.number, share.of), &part)
         }
@@ -422,16 +426,16 @@ async fn get(args: GetArgs) -> Result<(), Failure> {
 }
 
 /// The bytes of one share: parts are equal, and cut where pieces are.
-pub fn part_of(meta: &Metainfo, share: Share, overlap: f64) -> Result<Part, Failure> {
-    let total = meta.layout.total();
-    let binary = partition::Binary { align: meta.layout.piece_len_max() };
+pub fn part_of(layout: &Layout, share: Share, overlap: f64) -> Result<Part, Failure> {
+    let total = layout.total();
+    let binary = partition::Binary { align: layout.piece_len_max() };
     let mut parts = binary.of_length(total, share.of).map_err(|e| Failure::new(2, e.code(), e))?;
     partition::overlap(&mut parts, overlap);
     // Seed-only ranges are held by whole pieces.
-    let align = meta.layout.piece_len_max();
+    let align = layout.piece_len_max();
     parts.iter_mut().flat_map(|p| &mut p.seed_only).for_each(|r| r.end = r.end.next_multiple_of(align).min(total));
     let part = parts.into_iter().nth(share.number.wrapping_sub(1)).filter(|part| !part.own.is_empty());
-    let none = || format!("{} pieces cannot be cut into {} parts", meta.layout.pieces(), share.of);
+    let none = || format!("{} pieces cannot be cut into {} parts", layout.pieces(), share.of);
     part.ok_or_else(|| Failure::new(2, "partition-count", none()))
 }
 

@@ -115,6 +115,11 @@ impl TorrentController {
         self.inner().failure.clone()
     }
 
+    /// Ends the load, unless it has failed already: every node hears why, as `code: text`.
+    pub fn fail(&self, why: String) {
+        self.inner().failure.get_or_insert(why);
+    }
+
     /// The origin's peer, where there is one that others can reach.
     fn origin_peer(&self) -> Option<SocketAddr> {
         match &self.origin {

@@ -221,7 +221,7 @@ impl Look {
             let token = uuid::Uuid::new_v4().simple().to_string();
             let found = pass.finish("share", list, &token)?;
             let (meta, hashes) = found.ok_or_else(|| anyhow!("the share was not read whole"))?;
-            Ok(Opened { meta, hashes, held: Held::Here(bytes) })
+            Ok(Opened { meta, hashes, held: Held::Here(bytes), original: None })
         });
         let args = ServeArgs {
             listen: (self.listen, 0).into(),

@@ -103,6 +103,24 @@ pub struct Opened {
     pub meta: Metainfo,
     pub hashes: Vec<Vec<GroupHash>>,
     pub held: Held,
+    /// What may change while it is served; a copy of our own does not.
+    pub original: Option<Original>,
+}
+
+/// Local files as they were when they were hashed.
+#[derive(Debug)]
+pub struct Original {
+    pub path: PathBuf,
+    list: Vec<File>,
+    version: Vec<u8>,
+}
+
+impl Original {
+    /// By names, lengths and times; a change that leaves these alone is found by the nodes, group by group.
+    pub fn has_changed(&self) -> bool {
+        // What is only gone from its directory is still open here.
+        version(&self.path, &self.list).is_ok_and(|now| now != self.version)
+    }
 }
 
 /// Where the bytes are.
@@ -232,7 +250,7 @@ async fn from_store(url: &str, wanted: &Wanted<'_>, cache: &Path, hashed: &Hashe
     let finished = pass.finish(&objects.name, files, &token).map_err(on_disk)?;
     let (meta, hashes) = finished.ok_or_else(|| changed(url))?;
     let held = keep.map_or_else(|| Held::Store(store.clone(), objects.clone()), Held::Here);
-    Ok(Opened { meta, hashes, held })
+    Ok(Opened { meta, hashes, held, original: None })
 }
 
 /// Reads a local source once and hashes it, or as much of it as is not known yet.
@@ -273,9 +291,9 @@ fn local(source: &Path, cache: &Path, token: Option<String>, hashed: &Hashed) ->
         return Err(changed(source.display()));
     }
     let token = if kept { secret(&dir, token.as_deref())? } else { token.unwrap_or_else(fresh_token) };
-    let finished = pass.finish(&name, list, &token).map_err(on_disk)?;
+    let finished = pass.finish(&name, list.clone(), &token).map_err(on_disk)?;
     let (meta, hashes) = finished.ok_or_else(|| changed(source.display()))?;
-    Ok(Opened { meta, hashes, held: Held::Here(files) })
+    Ok(Opened { meta, hashes, held: Held::Here(files), original: Some(Original { path, list, version }) })
 }
 
 /// Names, lengths and times of change.

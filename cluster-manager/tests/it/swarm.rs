@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use cluster_manager::swarm::source::Source;
 use cluster_manager::swarm::{self, Rate, ServeArgs, Served};
-use storage::overlay::client::{Controller, Member};
+use storage::overlay::client::{Controller, Member, Stopped};
 use storage::overlay::metainfo::Metainfo;
 use storage::overlay::peer::{Config, Peer, Place, Progress};
 use storage::overlay::store::Store;
@@ -124,6 +124,22 @@ async fn every_byte_leaves_the_origin_once_and_all_nodes_end_with_it() {
         from_origin += progress.from_origin;
     }
     assert_eq!((from_origin, served.given()), (6_000_000, 6_000_000));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_that_changes_while_it_is_loaded_ends_the_load_with_that_reason() {
+    let dir = tempfile::tempdir().unwrap();
+    // So slow that most of it is still to come.
+    let served = serve(dir.path(), &bytes(6_000_000), Some(200_000)).await;
+    let node = Node::join(&served, dir.path(), "127.0.1.1", 1).await;
+    node.until("begun", |p| p.groups_held > 0).await;
+    std::fs::write(dir.path().join("set.bin"), bytes(6_000_001)).unwrap();
+    let controller = Controller::new(&served.url, [127, 0, 1, 1].into()).unwrap();
+    let member = Member { node: 1, ..Member::default() };
+    let told = tokio::time::timeout(LIMIT, controller.follow(&node.peer, &node.meta, &member)).await;
+    let Stopped(why) = told.expect("it is told");
+    assert!(why.starts_with("origin-changed: "), "{why}");
+    assert!(!node.dir.join("set.bin").exists(), "no final name");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -297,7 +297,11 @@ impl Board {
             entry.in_flight = Some((self.next_token, entry.status.clone()));
             entry.told_at = Some(now);
             entry.urgent = false;
-            actions.push(Action::Tell { to: manager.clone(), token: self.next_token, status: Box::new(entry.status.clone()) });
+            actions.push(Action::Tell {
+                to: manager.clone(),
+                token: self.next_token,
+                status: Box::new(entry.status.clone()),
+            });
         }
     }
 

@@ -10,14 +10,18 @@ mod net;
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use clap::{Args, ValueEnum};
-use cluster_manager::swarm::{Rate, parse_rate};
+use cluster_manager::swarm::{Rate, Share, parse_rate, part_of};
 use serde::Serialize;
 use storage::overlay::bound::{Node, lower_bound};
+use storage::overlay::layout::Layout;
+use storage::overlay::partition::{Part, demands};
 
 use self::children::Children;
 use self::clients::{start_host, start_seed};
@@ -30,6 +34,7 @@ use self::net::{Counters, Net};
   testbed bench overlay --kill 10 --peers starling
   testbed bench overlay --slow 10 --peers starling
   testbed bench overlay --peers starling,plain,central,tree,paper
+  testbed bench overlay --parts --overlap 0.3 --origin-rate 160mbit --streams 8 --size 400M --peers starling
   testbed bench overlay --peers mixed")]
 pub struct OverlayArgs {
     #[arg(long, default_value_t = 20)]
@@ -61,6 +66,18 @@ pub struct OverlayArgs {
     /// Percentage of hosts at a quarter of the rate; the figures are those of the others
     #[arg(long, default_value_t = 0)]
     pub slow: u32,
+    /// Each host takes its share, 1/N, and not all; for our own peer
+    #[arg(long)]
+    pub parts: bool,
+    /// With --parts: each host holds this share of the next part too, for others
+    #[arg(long, default_value_t = 0.0, requires = "parts")]
+    pub overlap: f64,
+    /// Cap of the origin, where it is another than that of the hosts
+    #[arg(long, value_parser = parse_rate)]
+    pub origin_rate: Option<Rate>,
+    /// Hosts that the origin serves at a time, where it is limited; for our own peer
+    #[arg(long)]
+    pub streams: Option<u32>,
     /// Give up a run after so many bounds
     #[arg(long, default_value_t = 20.0)]
     pub patience: f64,
@@ -99,6 +116,10 @@ pub struct Run {
     pub rates: Vec<Option<u64>>,
     pub kill_percent: u32,
     pub slow_percent: u32,
+    /// Whether each host took a part; what it held of the next one; hosts that the origin served at a time.
+    pub parts: bool,
+    pub overlap: f64,
+    pub streams: Option<u32>,
     pub bound_s: f64,
     pub p50_s: f64,
     pub last_s: f64,
@@ -214,8 +235,30 @@ struct Host {
 
 impl Host {
     /// Ours give the final name only to what is whole; others have a hook.
-    fn is_whole(&self) -> bool {
-        self.dir.join("done").exists() || (!self.dir.join("hook").exists() && self.dir.join("set.bin").exists())
+    fn is_whole(&self, args: &OverlayArgs) -> bool {
+        self.dir.join("done").exists() || (!self.dir.join("hook").exists() && self.file(args).exists())
+    }
+
+    fn file(&self, args: &OverlayArgs) -> PathBuf {
+        match args.share(self.number) {
+            Some(share) => self.dir.join(format!("set.bin.{}-of-{}", share.number, share.of)),
+            None => self.dir.join("set.bin"),
+        }
+    }
+}
+
+impl OverlayArgs {
+    /// A host's share, where each takes one.
+    fn share(&self, host: u32) -> Option<Share> {
+        self.parts.then_some(Share { number: host as usize, of: self.hosts as usize })
+    }
+
+    /// What a host takes in, and what of it it wants itself.
+    fn part(&self, host: u32) -> anyhow::Result<Part> {
+        let whole = Part { own: vec![0..self.size], seed_only: vec![] };
+        let Some(share) = self.share(host) else { return Ok(whole) };
+        let layout = Layout::for_total(self.size).context("sizing")?;
+        part_of(&layout, share, self.overlap).map_err(|failure| anyhow::anyhow!(failure.text))
     }
 }
 
@@ -224,7 +267,10 @@ fn one(args: &OverlayArgs, client: Client, round: u32) -> anyhow::Result<Run> {
     // Killed hosts are the first to come (relays among them), slow ones the last.
     let slow_from = args.hosts - args.hosts * args.slow.min(100) / 100;
     let quarter = |host: u32| if host > slow_from { 4 } else { 1 };
-    let rates: Vec<_> = (0..=args.hosts).map(|host| args.rate.0.map(|rate| rate / quarter(host))).collect();
+    let mut rates: Vec<_> = (0..=args.hosts).map(|host| args.rate.0.map(|rate| rate / quarter(host))).collect();
+    if let Some(rate) = args.origin_rate {
+        rates[0] = rate.0;
+    }
     let net = Net::up(&rates, &args.congestion)?;
     let place = tempfile::Builder::new().prefix("bench").tempdir_in("/dev/shm")?;
     let seed_dir = place.path().join("seed");
@@ -240,10 +286,10 @@ fn one(args: &OverlayArgs, client: Client, round: u32) -> anyhow::Result<Run> {
     for number in 1..=args.hosts {
         let dir = place.path().join(format!("h{number}"));
         fs::create_dir(&dir)?;
-        start_host(client, &net, number, &dir, &start, &mut children)?;
+        start_host(args, client, &net, number, &dir, &start, &mut children)?;
         hosts.push(Host { number, dir, killed: false, slow: number > slow_from, done: None });
     }
-    let bound_s = bound(args, &rates, |host| host <= slow_from);
+    let bound_s = bound(args, &rates, |host| host <= slow_from)?;
     let patience = if bound_s > 0.0 { bound_s * args.patience } else { 600.0 };
     let mut kill = args.kill > 0;
     let mut trace = vec![sample(t0, &before, &before)];
@@ -251,7 +297,7 @@ fn one(args: &OverlayArgs, client: Client, round: u32) -> anyhow::Result<Run> {
     while hosts.iter().any(|h| h.done.is_none() && !h.killed) && seconds() < patience {
         std::thread::sleep(POLL);
         for host in hosts.iter_mut().filter(|h| h.done.is_none() && !h.killed) {
-            host.done = host.is_whole().then(seconds);
+            host.done = host.is_whole(args).then(seconds);
         }
         if kill && seconds() > bound_s / 2.0 {
             kill = false;
@@ -271,7 +317,7 @@ fn one(args: &OverlayArgs, client: Client, round: u32) -> anyhow::Result<Run> {
     let drops = net.drops();
     let mut corrupt = 0;
     for host in hosts.iter().filter(|h| h.done.is_some()) {
-        corrupt += u32::from(!same(&source, &host.dir.join("set.bin"))?);
+        corrupt += u32::from(!same(&source, &args.part(host.number)?.own, &host.file(args))?);
     }
     drop(children);
     let mut times: Vec<_> = hosts.iter().filter(|h| !h.slow).filter_map(|h| h.done).collect();
@@ -284,6 +330,7 @@ fn one(args: &OverlayArgs, client: Client, round: u32) -> anyhow::Result<Run> {
     let last_s = worst(false);
     let p50_s = times.get(times.len() / 2).copied().unwrap_or(f64::INFINITY);
     let copies = |bytes: u64| bytes as f64 / FRAMING / args.size as f64;
+    let slow_bound = if args.slow > 0 { Some(bound(args, &rates, |_| true)?) } else { None };
     let sent: Vec<_> = after.from.iter().zip(&before.from).map(|(a, b)| a - b).collect();
     Ok(Run {
         client,
@@ -291,12 +338,15 @@ fn one(args: &OverlayArgs, client: Client, round: u32) -> anyhow::Result<Run> {
         bytes: args.size,
         kill_percent: args.kill,
         slow_percent: args.slow,
+        parts: args.parts,
+        overlap: args.overlap,
+        streams: args.streams,
         bound_s,
         p50_s,
         last_s,
         ratio_p50: p50_s / bound_s,
         ratio_last: last_s / bound_s,
-        ratio_slow: (args.slow > 0).then(|| worst(true) / bound(args, &rates, |_| true)),
+        ratio_slow: slow_bound.map(|bound| worst(true) / bound),
         seed_copies: copies(sent[0]),
         total_copies: copies(sent.iter().sum()),
         cpu_s_per_gb: cpu_s / (args.size as f64 * f64::from(args.hosts) / 1e9),
@@ -313,17 +363,17 @@ fn one(args: &OverlayArgs, client: Client, round: u32) -> anyhow::Result<Run> {
     })
 }
 
-/// The least time in which those who count can be done, while all give.
-fn bound(args: &OverlayArgs, rates: &[Option<u64>], counts: impl Fn(u32) -> bool) -> f64 {
+/// The least time in which those who count can be done, while all give. An origin that serves few at a time gives what they can take.
+fn bound(args: &OverlayArgs, rates: &[Option<u64>], counts: impl Fn(u32) -> bool) -> anyhow::Result<f64> {
     let speed = |rate: &Option<u64>| rate.map_or(f64::INFINITY, |rate| rate as f64);
-    let nodes: Vec<_> = (1..=args.hosts)
-        .map(|host| {
-            let rate = speed(&rates[host as usize]);
-            let demand = if counts(host) { vec![0..args.size] } else { vec![] };
-            Node { demand, up: rate, down: rate, rack: 0 }
-        })
-        .collect();
-    lower_bound(&nodes, speed(&rates[0]), &[]).seconds * FRAMING
+    let node = |host: u32| {
+        let rate = speed(&rates[host as usize]);
+        let demand = if counts(host) { demands(&[args.part(host)?], rate, rate).remove(0).demand } else { vec![] };
+        anyhow::Ok(Node { demand, up: rate, down: rate, rack: 0 })
+    };
+    let nodes = (1..=args.hosts).map(node).collect::<anyhow::Result<Vec<_>>>()?;
+    let streams = args.streams.map_or(f64::INFINITY, |streams| f64::from(streams) * speed(&args.rate.0));
+    Ok(lower_bound(&nodes, speed(&rates[0]).min(streams), &[]).seconds * FRAMING)
 }
 
 fn sample(t0: Instant, before: &Counters, now: &Counters) -> Sample {
@@ -357,20 +407,24 @@ fn fill(path: &Path, bytes: u64, seed: u64) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn same(a: &Path, b: &Path) -> anyhow::Result<bool> {
-    let (mut a, Ok(mut b)) = (File::open(a)?, File::open(b)) else { return Ok(false) };
-    let (mut left, mut right) = (vec![0; 1 << 20], vec![0; 1 << 20]);
-    if a.metadata()?.len() != b.metadata()?.len() {
+/// Whether a file holds these ranges of the source, end to end.
+fn same(source: &Path, ranges: &[Range<u64>], path: &Path) -> anyhow::Result<bool> {
+    let (source, Ok(mut file)) = (File::open(source)?, File::open(path)) else { return Ok(false) };
+    if file.metadata()?.len() != ranges.iter().map(|r| r.end - r.start).sum::<u64>() {
         return Ok(false);
     }
-    loop {
-        let n = a.read(&mut left)?;
-        if n == 0 {
-            return Ok(true);
-        }
-        b.read_exact(&mut right[..n])?;
-        if left[..n] != right[..n] {
-            return Ok(false);
+    let (mut left, mut right) = (vec![0; 1 << 20], vec![0; 1 << 20]);
+    for range in ranges {
+        let mut at = range.start;
+        while at < range.end {
+            let n = left.len().min((range.end - at) as usize);
+            source.read_exact_at(&mut left[..n], at)?;
+            file.read_exact(&mut right[..n])?;
+            if left[..n] != right[..n] {
+                return Ok(false);
+            }
+            at += n as u64;
         }
     }
+    Ok(true)
 }

@@ -57,7 +57,7 @@ impl Node {
         let (store, have) = match share {
             None => Store::open(&dir, &meta).unwrap(),
             Some((share, overlap)) => {
-                let part = swarm::part_of(&meta, share, overlap).unwrap();
+                let part = swarm::part_of(&meta.layout, share, overlap).unwrap();
                 member.demand = part.pieces(&meta.layout);
                 Store::open_part(&dir, &meta, &format!("{}-of-{}", share.number, share.of), &part).unwrap()
             }

@@ -56,6 +56,9 @@ pub fn start_seed(
         let listen = format!("{}:7000", Net::address(0));
         command.args(&start.starling[1..]).arg("serve").arg(source);
         command.args(["--listen", &listen, "--mode", mode, "--json"]);
+        if let Some(streams) = args.streams {
+            command.args(["--streams", &streams.to_string()]);
+        }
         children.spawn(0, &mut command, &place.join("seed.log"))?;
         await_text(&place.join("seed.log"), "serving")?;
         if client == Client::Mixed {
@@ -83,6 +86,7 @@ pub fn start_seed(
 }
 
 pub fn start_host(
+    args: &OverlayArgs,
     client: Client,
     net: &Net,
     host: u32,
@@ -92,11 +96,15 @@ pub fn start_host(
 ) -> anyhow::Result<()> {
     let client = if client == Client::Mixed { MIXTURE[host as usize % MIXTURE.len()] } else { client };
     if mode(client).is_none() {
+        ensure!(!args.parts, "parts are for our own peer");
         return other(client, net, host, dir, start, children, false);
     }
     let mut command = net.inside(host, &start.starling[0]);
     command.args(&start.starling[1..]).args(["get", &start.url, "--rate", "none", "--seed-for", "1h", "--json"]);
     command.args(["--listen", &format!("{}:0", Net::address(host)), "--dir"]).arg(dir);
+    if let Some(share) = args.share(host) {
+        command.args(["--part", &format!("{}/{}", share.number, share.of), "--overlap", &args.overlap.to_string()]);
+    }
     children.spawn(host, &mut command, &dir.join("log"))
 }
 
