@@ -6,8 +6,10 @@
 
 mod commands;
 mod jobs;
+mod orders;
 mod rooms;
 mod share;
+mod tasks;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -146,7 +148,7 @@ pub struct Coordinator {
     told: Option<(u32, u32)>,
     owners: jobs::Owners,
     /// Where the orders of first attempts will be, signed before they are needed.
-    addresses: BTreeMap<JobId, Arc<jobs::Addresses>>,
+    addresses: BTreeMap<JobId, Arc<orders::Addresses>>,
 }
 
 pub fn now() -> Millis {
@@ -362,7 +364,7 @@ impl Coordinator {
         };
         self.spawn("send", async move {
             if let Body::Award(award) = &mut envelope.body
-                && let Err(error) = jobs::address_orders(award, writer.as_ref()).await
+                && let Err(error) = orders::address_orders(award, writer.as_ref()).await
             {
                 warn!(%error, "the orders have no address; the award is not sent");
                 let _ = done.send(Done::Answer { id, from: to, result: Err(Lost::Unreachable) }).await;

@@ -131,11 +131,7 @@ pub async fn load(args: &LoadArgs, json: bool) -> Result<Report, Failure> {
         return Err(failure);
     }
     let bound = bound(args, &served.meta, &nodes);
-    let mut report = life.report(&nodes, &served, &bound);
-    report.hashing_seconds = hashing_seconds;
-    if args.rate.0.is_none() && args.origin_rate.0.is_none() {
-        (report.lower_bound_seconds, report.binding_cut, report.ratio) = (None, None, None);
-    }
+    let report = life.report(&nodes, &served, hashing_seconds, &bound);
     for node in nodes {
         node.end().await;
     }
@@ -144,14 +140,13 @@ pub async fn load(args: &LoadArgs, json: bool) -> Result<Report, Failure> {
 
 /// The least time that this load could have taken.
 fn bound(args: &LoadArgs, meta: &Metainfo, nodes: &[Node]) -> Bound {
-    let speed = |rate: Rate| rate.0.map_or(f64::INFINITY, |rate| rate as f64);
-    let (up, down) = (speed(args.rate), speed(args.rate));
+    let (up, down) = (args.rate.per_second(), args.rate.per_second());
     let all = std::slice::from_ref(&(0..meta.layout.total())).to_vec();
     let nodes = nodes.iter().map(|node| {
         let demand = if node.demand.is_empty() { all.clone() } else { node.demand.clone() };
         BoundNode { demand, up, down, rack: 0 }
     });
-    lower_bound(&Vec::from_iter(nodes), speed(args.origin_rate), &[])
+    lower_bound(&Vec::from_iter(nodes), args.origin_rate.per_second(), &[])
 }
 
 /// One peer with its announcing.
@@ -328,7 +323,7 @@ impl Life {
         ));
     }
 
-    fn report(&self, nodes: &[Node], served: &Served, bound: &Bound) -> Report {
+    fn report(&self, nodes: &[Node], served: &Served, hashing_seconds: f64, bound: &Bound) -> Report {
         self.bar.finish_and_clear();
         let total = served.meta.layout.total();
         let status = served.controller.status();
@@ -336,20 +331,21 @@ impl Life {
         let node_seconds: Vec<_> = nodes.iter().map(|node| node.seconds().unwrap_or_default()).collect();
         let seconds = node_seconds.iter().copied().fold(0.0, f64::max);
         let copies = |bytes: u64| bytes as f64 / total as f64;
+        let (lower_bound_seconds, binding_cut) = bound.binding().unzip();
         Report {
             event: "done",
             nodes: nodes.len(),
             bytes: total,
             taken_in: all.iter().map(|p| p.from_peers + p.from_origin).sum(),
-            hashing_seconds: 0.0,
+            hashing_seconds,
             seconds,
             node_seconds,
             origin_copies: copies(served.given() + status.from_store),
             store_copies: copies(served.from_store + status.from_store),
             wasted: all.iter().map(|p| p.wasted).sum(),
-            lower_bound_seconds: Some(bound.seconds),
-            binding_cut: Some(bound.cut.name()),
-            ratio: Some(seconds / bound.seconds),
+            lower_bound_seconds,
+            binding_cut,
+            ratio: lower_bound_seconds.map(|bound| seconds / bound),
             lambda2: self.lambda2.clone(),
         }
     }

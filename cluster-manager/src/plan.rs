@@ -128,9 +128,8 @@ pub async fn plan(args: PlanArgs) -> Result<Planned, Failure> {
         tokio::task::spawn_blocking(move || cut(data.as_ref(), strategy, to).map(|parts| (parts, data.len()))).await;
     let (mut parts, bytes) = cut.map_err(|e| Failure::new(4, "source-unreadable", e))??;
     partition::overlap(&mut parts, args.overlap);
-    let speed = |rate: Rate| rate.0.map_or(f64::INFINITY, |rate| rate as f64);
-    let nodes = partition::demands(&parts, speed(args.rate), speed(args.rate));
-    let bound = lower_bound(&nodes, speed(args.origin_rate), &[]);
+    let nodes = partition::demands(&parts, args.rate.per_second(), args.rate.per_second());
+    let bound = lower_bound(&nodes, args.origin_rate.per_second(), &[]);
     Ok(Planned::new(&args, bytes, &parts, &bound))
 }
 
@@ -181,7 +180,7 @@ impl Planned {
             own: pairs(&part.own),
             seed_only: pairs(&part.seed_only),
         });
-        let limited = args.rate.0.is_some() || args.origin_rate.0.is_some();
+        let (lower_bound_seconds, binding_cut) = bound.binding().unzip();
         Self {
             source: args.source.to_string(),
             bytes,
@@ -194,8 +193,8 @@ impl Planned {
             multiplicity_max: bound.multiplicity,
             rate: args.rate.0,
             origin_rate: args.origin_rate.0,
-            lower_bound_seconds: limited.then_some(bound.seconds),
-            binding_cut: limited.then(|| bound.cut.name()),
+            lower_bound_seconds,
+            binding_cut,
         }
     }
 }

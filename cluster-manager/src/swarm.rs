@@ -130,6 +130,13 @@ pub struct GetArgs {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate(pub Option<u64>);
 
+impl Rate {
+    /// As the bound counts: infinite without a limit.
+    pub fn per_second(self) -> f64 {
+        self.0.map_or(f64::INFINITY, |rate| rate as f64)
+    }
+}
+
 /// One of `of` parts, counted from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Share {

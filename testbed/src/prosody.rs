@@ -77,6 +77,12 @@ pub struct Peer {
 }
 
 impl ProsodyConfig {
+    /// A domain by itself with these users, of whom `cm` owns the rooms.
+    pub fn new(domain: &str, dir: PathBuf, (ip, ports): (IpAddr, Ports), accounts: Vec<(String, String)>) -> Self {
+        let (domain, admins) = (domain.to_owned(), vec![format!("cm@{domain}")]);
+        Self { domain, dir, ip, ports, peers: Vec::new(), accounts, admins, federation_members: None }
+    }
+
     /// How the others find this one.
     pub fn as_peer(&self) -> Peer {
         Peer { domain: self.domain.clone(), ip: self.ip, s2s_port: self.ports.s2s }

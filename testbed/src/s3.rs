@@ -26,7 +26,7 @@ use s3s::{
     s3_error,
     service::S3ServiceBuilder,
 };
-use storage::s3::Secret;
+use storage::s3::{S3Config, Secret};
 use tokio::{
     net::TcpListener,
     task::{JoinHandle, JoinSet},
@@ -80,6 +80,7 @@ impl Default for S3ServerConfig {
 #[derive(Debug)]
 pub struct S3Server {
     address: SocketAddr,
+    key: (String, Secret),
     counters: Arc<Mutex<Counters>>,
     accepting: JoinHandle<()>,
     ending: DropGuard,
@@ -95,7 +96,7 @@ impl S3Server {
         let listener =
             TcpListener::bind(config.listen).await.with_context(|| format!("listen on {}", config.listen))?;
         let mut builder = S3ServiceBuilder::new(protocol::Backend::new(disk));
-        builder.set_auth(SimpleAuth::from_single(config.access_key, config.secret_key.expose().to_owned()));
+        builder.set_auth(SimpleAuth::from_single(config.access_key.clone(), config.secret_key.expose().to_owned()));
         builder.set_access(Access { public_read: config.public_read, forbidden: config.forbidden });
         let counters = Arc::<Mutex<Counters>>::default();
         let service =
@@ -103,7 +104,19 @@ impl S3Server {
         let (address, ending) = (listener.local_addr()?, CancellationToken::new());
         let accepting =
             tokio::spawn(accept(listener, service, ending.clone()).instrument(tracing::info_span!("s3", %address)));
-        Ok(Self { address, counters, accepting, ending: ending.drop_guard() })
+        let key = (config.access_key, config.secret_key);
+        Ok(Self { address, key, counters, accepting, ending: ending.drop_guard() })
+    }
+
+    /// For who comes in with this server's key.
+    pub fn client(&self) -> S3Config {
+        let endpoint = Some(self.endpoint());
+        S3Config {
+            endpoint,
+            access_key: Some(self.key.0.clone()),
+            secret_key: Some(self.key.1.clone()),
+            ..S3Config::default()
+        }
     }
 
     /// `http://address:port`

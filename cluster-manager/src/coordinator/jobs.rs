@@ -1,109 +1,29 @@
-//! The life of the jobs that are at home here, outside their negotiation: prepare, order, check, publish, end.
+//! The life of the jobs that are at home here, outside their negotiation: prepare, check, publish, tell, archive.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
-use federation::book::PartState;
-use federation::cluster::{Failure, Status, Stop};
 use federation::domain::{Input, Output};
-use federation::id::{DomainId, JobId, Millis};
-use federation::message::{self, Ad, Award, Envelope, PartRef};
+use federation::id::JobId;
+use federation::message;
 use federation::xmpp::{BareJid, FullJid, IqFailure, Jid, payload};
-use futures::stream::{self, StreamExt};
-use storage::error::StoreError;
-use storage::film::part::Source;
-use storage::range::ByteRange;
 use storage::s3::{S3Config, Secret, Store};
-use tokio::sync::OnceCell;
-use tokio::time::Instant;
 use tracing::{info, warn};
 use xmpp_parsers::minidom::Element;
 
-use super::{AD_REFRESH_MS, Coordinator, Done, now};
+use super::orders::{Addresses, OrderWriter};
+use super::tasks::HAND_OUT;
+use super::{Coordinator, Done, now};
 use crate::archive::Ended;
-use crate::film::{FilmFailure, FilmJob, Prepared};
-use crate::hosts::TaskId;
+use crate::film::{FilmFailure, Prepared};
 use crate::record::{self, JobEvent, Piece, Record};
 use crate::shell;
 use crate::view::{JobDoc, OfferDoc};
 
-/// How long a host manager has to take a task.
-const HAND_OUT: Duration = Duration::from_secs(5);
-/// The kinds of job this build works on.
-const KINDS: &str = "transcode";
-/// From a change to the ad that tells it. Everybody in the room hears it, so it comes once, and after the negotiation that caused it.
-const AD_DELAY_MS: u64 = 500;
-/// Orders of one lease that are written to the store at the same time.
-const ORDERS_AT_ONCE: usize = 16;
-/// An address signed in advance is used that long; it must not expire before one that is signed when it is needed.
-const ADDRESS_FRESH: Duration = Duration::from_secs(60);
 /// Between two tries to tell an owner how a job has ended.
 const TELL_AGAIN: Duration = Duration::from_secs(5);
-
-/// Writes orders while the coordinator goes on.
-pub(super) struct OrderWriter {
-    film: FilmJob,
-    prepared: Arc<Prepared>,
-    pieces: BTreeMap<u32, message::Output>,
-    store: Store,
-    ttl: Duration,
-    early: Option<Arc<Addresses>>,
-}
-
-/// Where the orders of the first attempts will be, signed by whoever comes first: before they are needed, or then.
-pub(super) struct Addresses {
-    since: Instant,
-    urls: Vec<OnceCell<String>>,
-}
-
-impl OrderWriter {
-    /// Where the order will be, or is.
-    async fn address(&self, part: u32, attempt: u32) -> Result<String, StoreError> {
-        let sign = || self.film.order_url(&self.store, part, attempt, self.ttl);
-        let early = self.early.as_ref().filter(|early| attempt == 1 && early.since.elapsed() < ADDRESS_FRESH);
-        match early.and_then(|early| early.urls.get(part as usize)) {
-            Some(url) => url.get_or_try_init(sign).await.cloned(),
-            None => sign().await,
-        }
-    }
-
-    async fn write(&self, part: u32, attempt: u32) -> Result<(), StoreError> {
-        self.film.order(&self.store, &self.prepared, &self.pieces, part, attempt, self.ttl).await
-    }
-
-    /// The source, and what a part of the film wants of it.
-    pub(super) async fn source(&self) -> Result<Source, StoreError> {
-        self.film.readable(&self.store, &self.prepared, self.ttl).await
-    }
-
-    pub(super) fn ranges(&self, part: u32) -> Option<Vec<ByteRange>> {
-        Some(self.prepared.plan.parts.get(part as usize)?.input.ranges.clone())
-    }
-
-    /// Some at a time, the first first: that is where work begins.
-    pub(super) async fn write_all(&self, parts: &[PartRef]) {
-        let write = |part: PartRef| async move { (part, self.write(part.part, part.attempt).await) };
-        let mut written = stream::iter(parts.iter().copied()).map(write).buffered(ORDERS_AT_ONCE);
-        while let Some((PartRef { part, attempt }, result)) = written.next().await {
-            if let Err(error) = result {
-                warn!(part, attempt, %error, "an order could not be written; whoever waits for it gives up");
-            }
-        }
-    }
-}
-
-/// Fills in where the orders are that nobody has given yet.
-pub(super) async fn address_orders(award: &mut Award, writer: Option<&OrderWriter>) -> Result<(), String> {
-    for part in award.parts.iter_mut().filter(|part| part.url.is_empty()) {
-        let writer = writer.ok_or("there is no job to write it for")?;
-        part.url =
-            writer.address(part.part, part.attempt).await.map_err(|error| format!("part {}: {error}", part.part))?;
-    }
-    award.pack();
-    Ok(())
-}
 
 impl Coordinator {
     pub(super) fn url_ttl(&self) -> Duration {
@@ -190,24 +110,11 @@ impl Coordinator {
             deadline: job.options.deadline_ms.map(|ms| record.submitted.plus(ms)),
             budget: job.options.budget,
         };
-        let urls = (0..prepared.plan.parts.len()).map(|_| OnceCell::new()).collect();
-        self.addresses.insert(id.clone(), Arc::new(Addresses { since: Instant::now(), urls }));
+        let addresses = Addresses::unsigned(prepared.plan.parts.len());
+        self.addresses.insert(id.clone(), Arc::new(addresses));
         self.step(input)?;
         self.address_early(&id);
         Ok(())
-    }
-
-    /// Signs the addresses of the first attempts while the bids are awaited.
-    fn address_early(&self, id: &JobId) {
-        let Some(writer) = self.writer(&self.me, id) else { return };
-        self.spawn("address", async move {
-            for part in 0..writer.prepared.plan.parts.len() as u32 {
-                // One that cannot be signed is tried again, and heard of, when it is needed.
-                let _ = writer.address(part, 1).await;
-                // Signing never waits for anything, and messages go first.
-                tokio::task::yield_now().await;
-            }
-        });
     }
 
     /// After a restart: everything that was accepted goes on.
@@ -245,18 +152,6 @@ impl Coordinator {
         Ok(())
     }
 
-    /// Of parts that others are at: this may have been killed before they were written.
-    fn rewrite_orders(&self, id: &JobId) {
-        let book = self.domain.book();
-        let Some(job) = book.jobs.get(id) else { return };
-        let foreign = |lease| book.leases.get(lease).is_some_and(|lease| lease.domain != self.me);
-        let parts = job.parts.iter().filter(|(_, p)| matches!(&p.state, PartState::Committed(lease) if foreign(lease)));
-        let parts: Vec<_> = parts.map(|(n, p)| PartRef { part: *n, attempt: p.attempt }).collect();
-        if let Some(writer) = self.writer(&self.me, id).filter(|_| !parts.is_empty()) {
-            self.spawn("orders", async move { writer.write_all(&parts).await });
-        }
-    }
-
     /// What an output means for the journal of jobs; written in one batch with the domain's own events.
     pub(super) fn note(&mut self, output: &Output) -> Option<JobEvent> {
         match output {
@@ -292,33 +187,6 @@ impl Coordinator {
             return Ok(());
         }
         self.step(Input::AddParts { job: id.clone(), parts: vec![call] })
-    }
-
-    pub(super) fn writer(&self, home: &DomainId, id: &JobId) -> Option<OrderWriter> {
-        let record = self.records.get(id).filter(|_| *home == self.me)?;
-        let (_, prepared) = record.prepared.as_ref()?;
-        let (film, prepared, pieces) = (record.film.clone(), prepared.clone(), record.sound_objects());
-        let (store, ttl, early) = (self.store_of(id)?.clone(), self.url_ttl(), self.addresses.get(id).cloned());
-        Some(OrderWriter { film, prepared, pieces, store, ttl, early })
-    }
-
-    pub(super) fn order_writer(&self, envelope: &Envelope) -> Option<OrderWriter> {
-        self.writer(&envelope.home, &envelope.job)
-    }
-
-    pub(super) fn order_for_myself(&self, home: &DomainId, job: &JobId, task: TaskId) {
-        let Some(writer) = self.writer(home, job) else { return };
-        let (done, job) = (self.done.0.clone(), job.clone());
-        self.spawn("order", async move {
-            let written = writer.write(task.part, task.attempt).await;
-            let url = match written {
-                Ok(()) => writer.address(task.part, task.attempt).await,
-                Err(error) => Err(error),
-            };
-            let url = url.map_err(|error| error.to_string());
-            let _ = done.send(Done::Ordered { task, url }).await; // fails only when we are leaving
-            let _ = done.send(Done::Written { job }).await;
-        });
     }
 
     pub(super) fn check(&self, job: JobId, part: u32, attempt: u32, outputs: Vec<message::Output>) {
@@ -411,18 +279,6 @@ impl Coordinator {
         });
     }
 
-    /// Orders that were still being written when their job ended. Only these: its target may be another job's by now.
-    pub(super) fn discard_orders(&self, id: &JobId) {
-        let Some(OrderWriter { film, prepared, store, .. }) = self.writer(&DomainId(self.me.0.clone()), id) else {
-            return;
-        };
-        self.spawn("discard", async move {
-            if let Err(error) = film.tidy(&store, &prepared, &BTreeMap::new(), &BTreeMap::new()).await {
-                warn!(%error, "orders are left in the target");
-            }
-        });
-    }
-
     /// In private, because the addresses are nobody else's business; with the same id each time, until the server has taken it.
     pub(super) fn tell_owner(&self, id: &JobId) {
         let Some(document) = self.document(id) else { return };
@@ -464,85 +320,6 @@ impl Coordinator {
                 tokio::time::sleep(TELL_AGAIN).await;
             }
         });
-    }
-
-    pub(super) fn task_lost(&mut self, task: TaskId, code: &str, reason: &str) -> Result<()> {
-        warn!(%task, code, "a task is lost");
-        let failure = Failure { class: "resource".into(), retryable: true, code: code.into(), log: reason.into() };
-        let status = Status {
-            task: task.to_string(),
-            state: "failed".into(),
-            bytes: 0,
-            percent: 0.0,
-            outputs: Vec::new(),
-            usage: None,
-            failure: Some(failure),
-        };
-        let TaskId { lease, part, attempt } = task;
-        self.step(Input::Task { lease, part, attempt, status })
-    }
-
-    pub(super) fn stop_task(&mut self, task: TaskId) {
-        let Some(jid) = self.hosts.stop(&task) else { return };
-        let agent = self.agent.clone();
-        self.spawn("stop", async move {
-            if let Err(error) = agent.iq_set(jid.into(), Stop { task: task.to_string() }.into(), HAND_OUT).await {
-                warn!(%task, %error, "could not be stopped; its result will be refused");
-            }
-        });
-    }
-
-    /// Gives waiting tasks to hosts with room.
-    pub(super) fn hand_out(&mut self) {
-        while let Some((jid, task, run)) = self.hosts.assign() {
-            let (agent, done) = (self.agent.clone(), self.done.0.clone());
-            self.spawn("hand out", async move {
-                let answer = agent.iq_set(jid.clone().into(), run.into(), HAND_OUT).await;
-                if let Err(error) = &answer {
-                    info!(%task, %jid, %error, "not taken");
-                }
-                let _ = done.send(Done::Handed { jid, task, taken: answer.is_ok() }).await; // fails only when we are leaving
-            });
-        }
-    }
-
-    pub(super) fn ad(&self) -> Ad {
-        let (slots, slots_free) = self.hosts.capacity();
-        Ad {
-            domain: self.me.clone(),
-            epoch: self.epoch,
-            seq: self.ad.map_or(0, |(_, seq, _)| seq) + 1,
-            health: "ok".into(),
-            slots,
-            slots_free,
-            price: self.domain.config().agreements.price,
-            region: self.config.region.clone(),
-            kinds: KINDS.into(),
-            version: env!("CARGO_PKG_VERSION").into(),
-        }
-    }
-
-    /// Tells the own domain object at once and the federation soon when capacity changes.
-    pub(super) async fn advertise(&mut self) -> Result<()> {
-        let capacity = self.hosts.capacity();
-        if self.told != Some(capacity) {
-            self.told = Some(capacity);
-            self.step(Input::Capacity { slots: capacity.0, free: capacity.1 })?;
-        }
-        let (at, seq, last) = self.ad.unwrap_or_default();
-        self.changed_at = if last == capacity { None } else { self.changed_at.or(Some(now())) };
-        if self.ad.is_none() || self.ad_due().unwrap_or(at.plus(AD_REFRESH_MS)) <= now() {
-            let ad = self.ad();
-            self.ad = Some((now(), seq + 1, capacity));
-            self.changed_at = None;
-            self.agent.update_presence(&self.rooms.federation.clone(), ad.into()).await?;
-        }
-        Ok(())
-    }
-
-    /// When a change of capacity is told at the latest.
-    pub(super) fn ad_due(&self) -> Option<Millis> {
-        self.changed_at.map(|at| at.plus(AD_DELAY_MS))
     }
 
     pub(super) fn live_documents(&self) -> BTreeMap<String, JobDoc> {

@@ -25,7 +25,7 @@ use tempfile::TempDir;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::jobs::OrderWriter;
+use super::orders::OrderWriter;
 use super::{Coordinator, Done};
 use crate::config::OverlayMode;
 use crate::hosts::{TaskId, Where};

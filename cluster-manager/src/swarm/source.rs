@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use clap::Args;
 use futures::StreamExt;
 use storage::error::StoreError;
+use storage::hex::hex;
 use storage::object::ObjectPath;
 use storage::overlay::layout::Layout;
 use storage::overlay::metainfo::{self, File, GroupHash, Metainfo};
@@ -162,13 +163,8 @@ fn cache_dir() -> PathBuf {
 }
 
 fn place(cache: &Path, name: &str) -> PathBuf {
-    let digest = digest_hex(name.as_bytes());
-    cache.join(&digest[..16])
-}
-
-fn digest_hex(bytes: &[u8]) -> String {
     use sha2::Digest;
-    sha2::Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
+    cache.join(&hex(&sha2::Sha256::digest(name))[..16])
 }
 
 /// What tells one version of a dataset, cut in one way, from all others.

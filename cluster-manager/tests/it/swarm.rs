@@ -274,10 +274,8 @@ async fn a_foreign_token_and_a_forged_report_are_refused_by_the_controller() {
     let served = serve(dir.path(), &bytes(300_000), None).await;
     let controller = Controller::new(&served.url, "127.0.5.1".parse().unwrap()).unwrap();
     let meta = controller.metainfo().await.unwrap();
-    let good = format!(
-        r#"{{"info_hash":"{}","token":"secret","node":1,"port":9}}"#,
-        meta.info_hash.iter().map(|b| format!("{b:02x}")).collect::<String>()
-    );
+    let good =
+        format!(r#"{{"info_hash":"{}","token":"secret","node":1,"port":9}}"#, storage::hex::hex(&meta.info_hash));
     let parse = |text: &str| serde_json::from_str(text).unwrap();
     assert_eq!(controller.announce(&parse(&good)).await.unwrap().role, "relay");
     for (from, to) in

@@ -57,6 +57,13 @@ pub struct Bound {
     pub multiplicity: u32,
 }
 
+impl Bound {
+    /// Its seconds and the cut that binds; none where no rate is limited.
+    pub fn binding(&self) -> Option<(f64, &'static str)> {
+        (self.seconds > 0.0).then(|| (self.seconds, self.cut.name()))
+    }
+}
+
 /// The bound for an origin that sends `origin` bytes per second. Racks absent from `racks` have no limit.
 pub fn lower_bound(nodes: &[Node], origin: f64, racks: &[(u32, Rack)]) -> Bound {
     let (distinct, multiplicity) = cover(nodes.iter());

@@ -14,6 +14,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 use cluster_manager::cli::access::Access;
 use cluster_manager::cli::link::{Answer, Link};
+use cluster_manager::config::Config;
 use cluster_manager::coordinator::{Coordinator, now};
 use cluster_manager::rest::Snapshot;
 use cluster_manager::shell::Command;
@@ -23,7 +24,7 @@ use federation::xmpp::{Agent, AgentEvent, BareJid, Element, FullJid, XmppConfig}
 use serde::Serialize;
 use storage::object::ObjectPath;
 use storage::range::ByteRange;
-use storage::s3::{PutOptions, S3Config, Secret, Store};
+use storage::s3::{PutOptions, Store};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::rig::Shelf;
@@ -235,16 +236,10 @@ fn prosody(dir: &std::path::Path, foreign: usize) -> Result<(ProsodyConfig, Reci
     let ca = Ca::new("Starling benchmark")?;
     let ip = "127.0.0.1".parse()?;
     let ports = Ports::pick(ip)?;
-    let accounts = |users: &[&str]| users.iter().map(|user| (user.to_string(), PASSWORD.to_owned())).collect();
+    let accounts = ["cm", "hm1", "client", "prober"].map(|user| (user.to_owned(), PASSWORD.to_owned()));
     let config = |n: usize| ProsodyConfig {
-        domain: domain(n),
-        dir: dir.join("prosody"),
-        ip,
-        ports,
-        peers: Vec::new(),
-        accounts: accounts(&["cm", "hm1", "client", "prober"]),
-        admins: vec![format!("cm@{}", domain(n))],
         federation_members: (n == 0).then(|| (1..=foreign).map(|other| format!("cm@{}", domain(other))).collect()),
+        ..ProsodyConfig::new(&domain(n), dir.join("prosody"), (ip, ports), accounts.to_vec())
     };
     let mut hosts = String::new();
     for n in 1..=foreign {
@@ -287,7 +282,7 @@ async fn manager(
     n: usize,
 ) -> Result<Manager> {
     let name = domain(n);
-    let mut config = serde_json::json!({
+    let config = serde_json::json!({
         "domain": name,
         "state_dir": dir.join(&name),
         "xmpp": { "jid": format!("cm@{name}"), "password": PASSWORD, "address": address, "ca_file": server.ca_file() },
@@ -298,17 +293,11 @@ async fn manager(
         },
         "job": { "chunk_seconds": 2.0 },
     });
-    if n == 0 {
-        config["s3"] = serde_json::json!({
-            "endpoint": shelf.endpoint(),
-            "region": "us-east-1",
-            "access_key": "starling",
-            "secret_key": std::fs::read_to_string(&shelf.key_file)?,
-        });
-    }
+    let mut config: Config = serde_json::from_value(config)?;
+    config.s3 = (n == 0).then(|| shelf.config());
     let (_asks, asks) = mpsc::channel(1);
     let (shown, snapshot) = watch::channel(Arc::new(Snapshot::default()));
-    let coordinator = Coordinator::start(serde_json::from_value(config)?, String::new(), asks, shown).await?;
+    let coordinator = Coordinator::start(config, String::new(), asks, shown).await?;
     let (stop, told) = oneshot::channel::<()>();
     let task = tokio::task::spawn_local(coordinator.run(async move { drop(told.await) }));
     Ok(Manager { snapshot, stop, task })
@@ -352,15 +341,9 @@ async fn short_film(dir: &std::path::Path, shelf: &Shelf) -> Result<(Store, Obje
     let path = dir.join("film.mp4");
     let (film, made) = (Film { seconds: PARTS * 2, height: 120, ..Film::default() }, path.clone());
     tokio::task::spawn_blocking(move || film::make(&film, &made)).await??;
-    let config = S3Config {
-        endpoint: Some(shelf.endpoint()),
-        access_key: Some("starling".to_owned()),
-        secret_key: Some(Secret::new(std::fs::read_to_string(&shelf.key_file)?)),
-        ..S3Config::default()
-    };
     let place = "s3://films/film.mp4".parse()?;
     let bytes = tokio::fs::read(&path).await?;
-    let store = Store::connect(&config).await?;
+    let store = Store::connect(&shelf.config()).await?;
     store.put(&place, bytes.into(), PutOptions::default()).await?;
     Ok((store, place))
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use cluster_manager::view::JobDoc;
-use storage::s3::Secret;
+use storage::s3::{S3Config, Secret};
 use tokio::runtime::Runtime;
 
 use super::cpu;
@@ -41,6 +41,10 @@ impl Shelf {
 
     pub fn endpoint(&self) -> String {
         self.server.endpoint()
+    }
+
+    pub fn config(&self) -> S3Config {
+        self.server.client()
     }
 
     pub fn counters(&self) -> Counters {

@@ -16,6 +16,7 @@ use std::{
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use storage::hex::hex;
 use uuid::Uuid;
 
 /// The record of one object.
@@ -225,8 +226,7 @@ impl Disk {
 }
 
 fn record_name(key: &str) -> String {
-    let hash: String = Sha256::digest(key).iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("{hash}.json")
+    hex(&Sha256::digest(key)) + ".json"
 }
 
 fn load(dir: &Path) -> anyhow::Result<Bucket> {

@@ -38,7 +38,6 @@ pub(super) async fn prepare(
     let places = (0..names.len()).map(place).collect::<Result<Vec<_>>>()?;
     let mut domains = Vec::new();
     for (n, name) in names.iter().enumerate() {
-        let (ip, ports) = places[n];
         let dir = state.join(name);
         let hosts = (1..=options.hosts).map(|host| format!("hm{host}"));
         let users: Vec<String> = ["cm".to_owned(), "client".to_owned()].into_iter().chain(hosts).collect();
@@ -46,10 +45,6 @@ pub(super) async fn prepare(
         let others = || names.iter().enumerate().filter(move |(other, _)| *other != n);
         let members: Vec<String> = others().map(|(_, other)| format!("cm@{other}")).collect();
         let server = ProsodyConfig {
-            domain: name.clone(),
-            dir: dir.join("prosody"),
-            ip,
-            ports,
             peers: others()
                 .map(|(other, domain)| Peer {
                     domain: domain.clone(),
@@ -57,15 +52,14 @@ pub(super) async fn prepare(
                     s2s_port: places[other].1.s2s,
                 })
                 .collect(),
-            accounts: accounts.clone(),
-            admins: vec![format!("cm@{name}")],
             federation_members: (n == 0).then(|| members.clone()),
+            ..ProsodyConfig::new(name, dir.join("prosody"), places[n], accounts.clone())
         };
         server.write(&ca)?;
         let domain = DomainFiles {
             name: name.clone(),
             slots: options.hosts * options.slots,
-            xmpp: SocketAddr::new(ip, ports.c2s),
+            xmpp: SocketAddr::new(server.ip, server.ports.c2s),
             ca_file: server.ca_file(),
             client_password: accounts[1].1.clone(),
             dir,

@@ -1,11 +1,11 @@
 //! The console page of a cluster manager in a real Chromium: it shows what goes on, and what others wrote stays text.
 
 use federation::message::Ad;
-use federation::xmpp::{Agent, BareJid, XmppConfig};
+use federation::xmpp::Agent;
 use serde_json::Value;
 use testbed::browser::{Browser, play};
 
-use super::stage::{LOOK, Order, PATIENCE, Stage};
+use super::stage::{LOOK, Order, PATIENCE, Stage, ad, federation_room};
 
 /// It would run if the page took it for markup.
 const HOSTILE: &str = "<img src=x onerror=\"window.hacked = 1\">";
@@ -82,24 +82,9 @@ async fn the_console_shows_domains_and_a_job_at_work_and_takes_nobodys_text_for_
 
 /// A member of the federation that says hostile things of itself.
 async fn hostile_domain(stage: &Stage) -> Agent {
-    let config = std::fs::read_to_string(stage.state().join("c.test/cm/config.toml")).unwrap();
-    let config: toml::Table = toml::from_str(&config).unwrap();
-    let xmpp: XmppConfig = config["xmpp"].clone().try_into().unwrap();
-    let (agent, mut events) = Agent::start(&xmpp).unwrap();
+    let (agent, mut events) = stage.manager("c.test");
     tokio::spawn(async move { while events.recv().await.is_some() {} });
-    let ad = Ad {
-        domain: "c.test".into(),
-        epoch: 1,
-        seq: 1,
-        health: "ok".into(),
-        slots: 0,
-        slots_free: 0,
-        price: 0.0,
-        region: None,
-        kinds: "transcode".into(),
-        version: HOSTILE.into(),
-    };
-    let room = BareJid::new(config["rooms"]["federation"].as_str().unwrap()).unwrap();
-    agent.join(&room, "c.test", Some(ad.into())).await.unwrap();
+    let ad = Ad { slots: 0, slots_free: 0, version: HOSTILE.into(), ..ad("c.test") };
+    agent.join(&federation_room(), "c.test", Some(ad.into())).await.unwrap();
     agent
 }

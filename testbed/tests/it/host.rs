@@ -12,7 +12,8 @@ use nix::unistd::Pid;
 use sha2::{Digest, Sha256};
 use storage::film::part::{PartSpec, Rendition, RenditionOutput, Source, VideoWork, Work};
 use storage::film::{Plan, PlanOptions, Probe, Step};
-use storage::s3::{ObjectPath, PutOptions, S3Config, Store};
+use storage::hex::hex;
+use storage::s3::{ObjectPath, PutOptions, Store};
 use testbed::ca::Ca;
 use testbed::prosody::{Ports, Prosody, ProsodyConfig};
 use testbed::s3::{S3Server, S3ServerConfig};
@@ -36,24 +37,13 @@ impl Domain {
         let dir = tempfile::tempdir().unwrap();
         let [_, b, c, _] = std::process::id().to_be_bytes();
         let ip = IpAddr::V4(Ipv4Addr::new(127, b | 2, c, ip_end));
-        let config = ProsodyConfig {
-            domain: "a.test".into(),
-            dir: dir.path().join("prosody"),
-            ip,
-            ports: Ports::pick(ip).unwrap(),
-            peers: Vec::new(),
-            accounts: ["cm", "hm", "stranger"].map(|user| (user.to_owned(), user.to_owned())).to_vec(),
-            admins: vec!["cm@a.test".into()],
-            federation_members: None,
-        };
+        let accounts = ["cm", "hm", "stranger"].map(|user| (user.to_owned(), user.to_owned())).to_vec();
+        let place = (ip, Ports::pick(ip).unwrap());
+        let config = ProsodyConfig::new("a.test", dir.path().join("prosody"), place, accounts);
         let server = Prosody::start(config, &Ca::new("test CA").unwrap()).await.unwrap();
         let s3_config = S3ServerConfig { root: dir.path().join("s3"), ..S3ServerConfig::default() };
-        let (access_key, secret_key) = (s3_config.access_key.clone(), s3_config.secret_key.clone());
         let s3 = S3Server::start(s3_config).await.unwrap();
-        let mut config = S3Config::default();
-        (config.endpoint, config.access_key, config.secret_key) =
-            (Some(s3.endpoint()), Some(access_key), Some(secret_key));
-        let store = Store::connect(&config).await.unwrap();
+        let store = Store::connect(&s3.client()).await.unwrap();
         let host = start_host(dir.path(), &server);
         Self { server, store, host, _s3: s3, dir }
     }
@@ -203,7 +193,7 @@ async fn a_host_offers_itself_runs_what_the_manager_orders_and_obeys_no_stranger
     .await;
     assert_eq!((last.state.as_str(), &last.failure), ("done", &None), "{seen:?}");
     let object_bytes = domain.store.get(&object("out.mp4"), 1 << 24).await.unwrap();
-    let sha256: String = Sha256::digest(&object_bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    let sha256 = hex(&Sha256::digest(&object_bytes));
     assert_eq!((last.outputs[0].size, &last.outputs[0].sha256), (object_bytes.len() as u64, &sha256));
     let fragments = last.outputs[0].fragments.as_deref().unwrap();
     let summary: storage::film::part::FragmentSummary = serde_json::from_str(fragments).unwrap();

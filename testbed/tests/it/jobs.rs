@@ -7,7 +7,6 @@ use std::process::Stdio;
 use cluster_manager::view::{JobDoc, PartDoc};
 use federation::xmpp::{AgentEvent, Element, IqFailure, MessageKind};
 use serde_json::Value;
-use storage::s3::S3Config;
 use testbed::prosody::go_sendxmpp;
 use testbed::s3::{S3Server, S3ServerConfig};
 use tokio::process::{Child, Command};
@@ -180,13 +179,7 @@ async fn a_jobs_own_keys_open_the_store_by_iq_and_stand_in_no_file() {
     let s3 = S3Server::start(config).await.unwrap();
     let wrong = dir.path().join("wrong");
     std::fs::write(&wrong, "these-are-not-the-keys").unwrap();
-    let keys = S3Config {
-        endpoint: Some(s3.endpoint()),
-        access_key: Some(access_key.clone()),
-        secret_key: Some(secret_key.clone()),
-        ..S3Config::default()
-    };
-    let mut stage = Stage::start_with_keys(Some(keys), |options| {
+    let mut stage = Stage::start_with_keys(Some(s3.client()), |options| {
         options.domains.truncate(1);
         (options.hosts, options.slots) = (1, 2);
         options.store.s3_endpoint = Some(s3.endpoint());

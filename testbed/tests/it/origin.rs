@@ -19,15 +19,50 @@ use super::s3::place::{Place, noise};
 
 const LIMIT: Duration = Duration::from_secs(120);
 
-fn args(dir: &Path, place: &Place, url: &str, from_store: bool) -> ServeArgs {
-    let file = dir.join("s3.toml");
-    std::fs::write(&file, "access_key = \"starling\"\nsecret_key = \"hush-hush\"\n").unwrap();
-    ServeArgs {
-        store: StoreArgs { endpoint: place.config.endpoint.clone(), region: None, s3_config: Some(file) },
-        cache: Some(dir.join("cache")),
-        from_store,
-        expect: 3,
-        ..ServeArgs::on_loopback(Source::Store(url.into()))
+/// A store, and a directory of what is loaded from it.
+struct Stock {
+    place: Place,
+    server: S3Server,
+    dir: tempfile::TempDir,
+}
+
+impl Stock {
+    async fn new(faults: Faults) -> Self {
+        let (place, server) = Place::faulty(faults).await;
+        Self { place, server, dir: tempfile::tempdir().unwrap() }
+    }
+
+    /// With one object, `set`.
+    async fn of(data: impl Into<Bytes>) -> Self {
+        Self::faulty(data, Faults::default()).await
+    }
+
+    async fn faulty(data: impl Into<Bytes>, faults: Faults) -> Self {
+        let stock = Self::new(faults).await;
+        stock.place.put("set", data).await;
+        stock
+    }
+
+    fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    fn args(&self, key: &str, from_store: bool) -> ServeArgs {
+        let file = self.dir().join("s3.toml");
+        std::fs::write(&file, "access_key = \"starling\"\nsecret_key = \"hush-hush\"\n").unwrap();
+        ServeArgs {
+            store: StoreArgs { endpoint: Some(self.server.endpoint()), region: None, s3_config: Some(file) },
+            cache: Some(self.dir().join("cache")),
+            from_store,
+            expect: 3,
+            ..ServeArgs::on_loopback(Source::Store(format!("s3://films/{key}")))
+        }
+    }
+
+    /// Bytes of objects below `prefix` that left the store.
+    fn out_of(&self, prefix: &str) -> u64 {
+        let (counters, prefix) = (self.server.counters(), format!("/films/{prefix}"));
+        counters.get_bytes_of.iter().filter(|(key, _)| key.starts_with(&prefix)).map(|(_, bytes)| bytes).sum()
     }
 }
 
@@ -81,52 +116,46 @@ impl Node {
     }
 }
 
-fn out_of(server: &S3Server, prefix: &str) -> u64 {
-    let counters = server.counters();
-    counters.get_bytes_of.iter().filter(|(key, _)| key.starts_with(prefix)).map(|(_, bytes)| bytes).sum()
+/// Three nodes that want all.
+async fn three(served: &Served, dir: &Path) -> Vec<Node> {
+    futures::future::join_all((1..=3).map(|id| Node::join(served, dir, id, None, None))).await
+}
+
+/// Every node has got all, and has it under the name `set`.
+async fn all_have(nodes: &[Node], data: &[u8]) {
+    for node in nodes {
+        node.whole().await;
+        assert!(std::fs::read(node.dir.join("set")).unwrap() == data, "bytes differ");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_object_leaves_the_store_once_whatever_is_loaded_and_however_often_it_is_served() {
-    let dir = tempfile::tempdir().unwrap();
-    let (place, server) = Place::faulty(Faults::default()).await;
     let data = noise(9_000_001);
-    place.put("in/set.bin", data.clone()).await;
-    let args = args(dir.path(), &place, "s3://films/in/set.bin", false);
+    let stock = Stock::of(data.clone()).await;
+    let args = stock.args("set", false);
     for round in 0..2 {
         let served = serve(&args).await;
-        let dir = dir.path().join(round.to_string());
-        let mut nodes = Vec::new();
-        for id in 1..=3 {
-            nodes.push(Node::join(&served, &dir, id, None, None).await);
-        }
-        for node in &nodes {
-            node.whole().await;
-            assert!(std::fs::read(node.dir.join("set.bin")).unwrap() == data, "bytes differ");
-        }
-        assert_eq!((served.given(), out_of(&server, "/films/in/")), (data.len() as u64, data.len() as u64));
+        all_have(&three(&served, &stock.dir().join(round.to_string())).await, &data).await;
+        assert_eq!((served.given(), stock.out_of("set")), (data.len() as u64, data.len() as u64));
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn relays_read_a_prefix_under_leases_and_each_byte_leaves_it_once_a_load() {
-    let dir = tempfile::tempdir().unwrap();
-    let (place, server) = Place::faulty(Faults::default()).await;
+    let stock = Stock::new(Faults::default()).await;
     let objects = [("a b.bin", 3_000_000), ("empty", 0), ("sub/ü+.bin", 1_234_567), ("sub/z", 5)];
     for (key, len) in objects {
-        place.put(&format!("in/{key}"), noise(len)).await;
+        stock.place.put(&format!("in/{key}"), noise(len)).await;
     }
-    place.put("in/sub/", Bytes::new()).await;
-    place.put("inner/other", noise(10)).await;
+    stock.place.put("in/sub/", Bytes::new()).await;
+    stock.place.put("inner/other", noise(10)).await;
     let total: u64 = objects.iter().map(|(_, len)| *len as u64).sum();
-    let args = args(dir.path(), &place, "s3://films/in", true);
+    let args = stock.args("in", true);
     drop(serve(&args).await);
-    assert_eq!(out_of(&server, "/films/in/"), total);
+    assert_eq!(stock.out_of("in/"), total);
     let served = serve(&args).await;
-    let mut nodes = Vec::new();
-    for id in 1..=3 {
-        nodes.push(Node::join(&served, dir.path(), id, None, None).await);
-    }
+    let nodes = three(&served, stock.dir()).await;
     for node in &nodes {
         node.whole().await;
         for (key, len) in objects {
@@ -135,17 +164,15 @@ async fn relays_read_a_prefix_under_leases_and_each_byte_leaves_it_once_a_load()
     }
     assert!(!nodes[0].dir.join("in/other").exists());
     let status = served.controller.status();
-    assert_eq!((out_of(&server, "/films/in/") - total, status.from_store), (total, total), "{status:?}");
+    assert_eq!((stock.out_of("in/") - total, status.from_store), (total, total), "{status:?}");
     assert!(nodes.iter().filter(|n| n.peer.progress().from_origin > 0).count() > 1, "one node read it all");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pass_broken_off_reads_only_what_it_lacks() {
-    let dir = tempfile::tempdir().unwrap();
-    let (place, server) = Place::faulty(Faults { latency_ms: 150, ..Faults::default() }).await;
     let data = noise(100 << 20);
-    place.put("big", data.clone()).await;
-    let args = args(dir.path(), &place, "s3://films/big", false);
+    let stock = Stock::faulty(data.clone(), Faults { latency_ms: 150, ..Faults::default() }).await;
+    let args = stock.args("set", false);
     let hashed = Arc::<Hashed>::default();
     {
         let mut opening = std::pin::pin!(swarm::open(&args, &hashed));
@@ -163,45 +190,29 @@ async fn a_pass_broken_off_reads_only_what_it_lacks() {
     let served = swarm::open(&args, &again).await.unwrap();
     let (first, second) = (hashed.done.load(Relaxed), again.from_store.load(Relaxed));
     assert!(first + second <= (100 << 20) + (4 << 20), "{first} and {second}");
-    assert!(out_of(&server, "/films/big") <= (100 << 20) + (48 << 20), "more than what was on its way");
-    let node = Node::join(&served, dir.path(), 1, None, None).await;
-    node.whole().await;
-    assert!(std::fs::read(node.dir.join("big")).unwrap() == data);
+    assert!(stock.out_of("set") <= (100 << 20) + (48 << 20), "more than what was on its way");
+    all_have(&[Node::join(&served, stock.dir(), 1, None, None).await], &data).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_that_refuses_and_breaks_off_is_asked_less_and_the_load_ends_whole() {
-    let dir = tempfile::tempdir().unwrap();
-    let (place, _server) =
-        Place::faulty(Faults { refuse_share: 0.2, cut_share: 0.1, fault_seed: 3, ..Faults::default() }).await;
     let data = noise(5_000_000);
-    place.put("set", data.clone()).await;
-    let args = args(dir.path(), &place, "s3://films/set", true);
-    let served = serve(&args).await;
-    let mut nodes = Vec::new();
-    for id in 1..=3 {
-        nodes.push(Node::join(&served, dir.path(), id, None, None).await);
-    }
-    for node in &nodes {
-        node.whole().await;
-        assert!(std::fs::read(node.dir.join("set")).unwrap() == data, "bytes differ");
-    }
+    let faults = Faults { refuse_share: 0.2, cut_share: 0.1, fault_seed: 3, ..Faults::default() };
+    let stock = Stock::faulty(data.clone(), faults).await;
+    let served = serve(&stock.args("set", true)).await;
+    all_have(&three(&served, stock.dir()).await, &data).await;
     let status = served.controller.status();
     assert!(status.refusals > 0 && status.failure.is_none(), "{status:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_object_replaced_under_the_load_ends_every_node_with_its_code_and_no_file() {
-    let dir = tempfile::tempdir().unwrap();
-    let (place, _server) = Place::faulty(Faults::default()).await;
-    place.put("set", noise(8_000_000)).await;
-    let args = args(dir.path(), &place, "s3://films/set", true);
-    let served = serve(&args).await;
-    let slow = Some(1_000_000);
-    let mut nodes =
-        [Node::join(&served, dir.path(), 1, slow, None).await, Node::join(&served, dir.path(), 2, slow, None).await];
+    let stock = Stock::of(noise(8_000_000)).await;
+    let served = serve(&stock.args("set", true)).await;
+    let slow = |id| Node::join(&served, stock.dir(), id, Some(1_000_000), None);
+    let mut nodes = [slow(1).await, slow(2).await];
     nodes[0].until("some held", |p| p.groups_held > 4).await;
-    place.put("set", noise(7_999_999)).await;
+    stock.place.put("set", noise(7_999_999)).await;
     for node in &mut nodes {
         let Stopped(why) = tokio::time::timeout(LIMIT, &mut node.following).await.unwrap().unwrap();
         assert!(why.starts_with("origin-changed: "), "{why}");
@@ -213,16 +224,13 @@ async fn an_object_replaced_under_the_load_ends_every_node_with_its_code_and_no_
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn parts_are_loaded_apart_and_together_are_the_object() {
-    let dir = tempfile::tempdir().unwrap();
-    let (place, server) = Place::faulty(Faults::default()).await;
     let data = noise(6_000_123);
-    place.put("set", data.clone()).await;
-    let args = args(dir.path(), &place, "s3://films/set", false);
-    let served = serve(&args).await;
+    let stock = Stock::of(data.clone()).await;
+    let served = serve(&stock.args("set", false)).await;
     let mut nodes = Vec::new();
     for number in 1..=3 {
         let share = Share { number, of: 3 };
-        nodes.push(Node::join(&served, dir.path(), number as u64, None, Some((share, 0.3))).await);
+        nodes.push(Node::join(&served, stock.dir(), number as u64, None, Some((share, 0.3))).await);
     }
     let mut joined = Vec::new();
     for (i, node) in nodes.iter().enumerate() {
@@ -231,29 +239,27 @@ async fn parts_are_loaded_apart_and_together_are_the_object() {
         joined.extend(std::fs::read(progress.done.unwrap()).unwrap());
     }
     assert!(joined == data, "the parts are not the object");
-    assert_eq!((out_of(&server, "/films/set"), served.given()), (data.len() as u64, data.len() as u64));
+    assert_eq!((stock.out_of("set"), served.given()), (data.len() as u64, data.len() as u64));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_that_refuses_everything_ends_the_load_with_its_code_after_the_patience() {
-    let dir = tempfile::tempdir().unwrap();
-    let (place, server) = Place::faulty(Faults::default()).await;
-    place.put("set", noise(2_000_000)).await;
-    let mut args = args(dir.path(), &place, "s3://films/set", true);
+    let stock = Stock::of(noise(2_000_000)).await;
+    let mut args = stock.args("set", true);
     args.origin_patience = Duration::from_millis(300);
     let served = serve(&args).await;
-    server.stop().await;
-    let mut node = Node::join(&served, dir.path(), 1, None, None).await;
+    stock.server.stop().await;
+    let mut node = Node::join(&served, stock.dir.path(), 1, None, None).await;
     let Stopped(why) = tokio::time::timeout(LIMIT, &mut node.following).await.unwrap().unwrap();
     assert!(why.starts_with("origin-unavailable: "), "{why}");
 }
 
-fn load_args(serve: &ServeArgs, dir: &Path) -> LoadArgs {
+fn load_args(serve: &ServeArgs, dir: PathBuf) -> LoadArgs {
     LoadArgs {
         source: serve.source.clone(),
         store: serve.store.clone(),
         to: 3,
-        dir: dir.join("nodes"),
+        dir,
         parts: false,
         overlap: 0.0,
         rate: Rate(Some(20_000_000)),
@@ -266,38 +272,32 @@ fn load_args(serve: &ServeArgs, dir: &Path) -> LoadArgs {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_load_fills_every_node_tells_its_copies_and_its_ratio_and_goes_on_with_the_nodes_that_lack() {
-    let dir = tempfile::tempdir().unwrap();
-    let (place, server) = Place::faulty(Faults::default()).await;
     let data = noise(4_000_321);
-    place.put("set", data.clone()).await;
+    let stock = Stock::of(data.clone()).await;
     for from_store in [false, true] {
-        let serve = args(dir.path(), &place, "s3://films/set", from_store);
-        let args = LoadArgs { dir: dir.path().join(format!("nodes-{from_store}")), ..load_args(&serve, dir.path()) };
-        let before = out_of(&server, "/films/set");
+        let args = load_args(&stock.args("set", from_store), stock.dir().join(format!("nodes-{from_store}")));
+        let before = stock.out_of("set");
         let report = load(&args, true).await.unwrap();
         for node in 0..3 {
             assert!(std::fs::read(args.dir.join(format!("{node}/set"))).unwrap() == data, "bytes differ");
         }
         // The second time only the relays read: the hashes are known.
         assert_eq!((report.taken_in, report.origin_copies), (3 * data.len() as u64, 1.0), "{report:?}");
-        assert_eq!(out_of(&server, "/films/set") - before, data.len() as u64);
+        assert_eq!(stock.out_of("set") - before, data.len() as u64);
         assert!(report.ratio.unwrap() >= 1.0 && report.binding_cut == Some("origin"), "{report:?}");
         std::fs::remove_file(args.dir.join("1/set")).unwrap();
         let again = load(&args, true).await.unwrap();
         assert_eq!(again.taken_in, data.len() as u64, "{again:?}");
     }
-    let serve = args(dir.path(), &place, "s3://films/none", false);
-    let failure = load(&load_args(&serve, dir.path()), true).await.unwrap_err();
+    let failure = load(&load_args(&stock.args("none", false), stock.dir().join("none")), true).await.unwrap_err();
     assert!(failure.exit == 3 && failure.text.starts_with("not-found: "), "{failure:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_plan_of_lines_reads_only_around_its_cuts_and_names_the_cut_that_binds() {
-    let dir = tempfile::tempdir().unwrap();
-    let (place, server) = Place::faulty(Faults::default()).await;
     let text: String = (0..200_000).map(|i| format!("{} {}\n", i * 7 % 90, i)).collect();
-    place.put("edges", text.clone()).await;
-    let serve = args(dir.path(), &place, "s3://films/edges", false);
+    let stock = Stock::of(text.clone()).await;
+    let serve = stock.args("set", false);
     let asked = |strategy, overlap| PlanArgs {
         source: serve.source.clone(),
         store: serve.store.clone(),
@@ -308,7 +308,7 @@ async fn a_plan_of_lines_reads_only_around_its_cuts_and_names_the_cut_that_binds
         origin_rate: Rate(Some(100_000_000)),
     };
     let lines = plan(asked(Strategy::Lines, 0.3)).await.unwrap();
-    assert!(out_of(&server, "/films/edges") <= 3 * 8192);
+    assert!(stock.out_of("set") <= 3 * 8192);
     for (start, _) in lines.parts.iter().skip(1).map(|part| part.own[0]) {
         assert_eq!(text.as_bytes()[start as usize - 1], b'\n');
     }

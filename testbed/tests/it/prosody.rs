@@ -39,16 +39,9 @@ impl World {
             let n = (std::process::id() << 6).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
             let [_, b, c, d] = n.to_be_bytes();
             let ip = IpAddr::V4(Ipv4Addr::new(127, b | 1, c, d.clamp(2, 254)));
-            configs.push(ProsodyConfig {
-                domain: (*domain).into(),
-                dir: dir.path().join(domain),
-                ip,
-                ports: Ports::pick(ip).unwrap(),
-                peers: Vec::new(),
-                accounts: ["cm", "hm", "client"].map(|user| (user.into(), password(user))).to_vec(),
-                admins: vec![format!("cm@{domain}")],
-                federation_members: None,
-            });
+            let accounts = ["cm", "hm", "client"].map(|user| (user.into(), password(user))).to_vec();
+            let place = (ip, Ports::pick(ip).unwrap());
+            configs.push(ProsodyConfig::new(domain, dir.path().join(domain), place, accounts));
         }
         let peers: Vec<_> = configs.iter().map(ProsodyConfig::as_peer).collect();
         configs[0].federation_members = Some(Vec::new());
@@ -75,6 +68,15 @@ impl World {
     fn room(&self, n: usize, name: &str) -> BareJid {
         BareJid::new(&format!("{name}@conference.{}", self.servers[n].config().domain)).unwrap()
     }
+}
+
+/// One domain whose cluster manager is in its Shell room.
+async fn shell() -> (World, BareJid, Client) {
+    let world = World::start(&["a.test"]).await;
+    let room = world.room(0, "shell");
+    let mut cm = world.agent(0, "cm").await;
+    cm.join(&room, "cm", "1").await;
+    (world, room, cm)
 }
 
 fn password(user: &str) -> String {
@@ -175,10 +177,7 @@ async fn wait<T>(events: &mut mpsc::Receiver<AgentEvent>, mut wanted: impl FnMut
 
 #[tokio::test]
 async fn every_transport_carries_presence_messages_and_iqs() {
-    let world = World::start(&["a.test"]).await;
-    let room = world.room(0, "shell");
-    let mut cm = world.agent(0, "cm").await;
-    cm.join(&room, "cm", "manager").await;
+    let (world, room, mut cm) = shell().await;
     let server = &world.servers[0];
     for (transport, address) in [
         (Transport::StartTls, server.c2s()),
@@ -342,10 +341,7 @@ async fn the_manager_owns_a_room_that_somebody_else_entered_first() {
 
 #[tokio::test]
 async fn a_payload_that_changes_while_its_owner_joins_is_seen() {
-    let world = World::start(&["a.test"]).await;
-    let room = world.room(0, "shell");
-    let mut cm = world.agent(0, "cm").await;
-    cm.join(&room, "cm", "1").await;
+    let (world, room, mut cm) = shell().await;
     let client = world.agent(0, "client").await;
     client.agent.join(&room, "client", Some(payload("old"))).await.unwrap();
     client.agent.update_presence(&room, payload("new")).await.unwrap();
@@ -367,10 +363,7 @@ async fn a_nickname_is_a_lock_between_accounts() {
 
 #[tokio::test]
 async fn agents_come_back_after_their_server_was_killed() {
-    let mut world = World::start(&["a.test"]).await;
-    let room = world.room(0, "shell");
-    let mut cm = world.agent(0, "cm").await;
-    cm.join(&room, "cm", "1").await;
+    let (mut world, room, mut cm) = shell().await;
     cm.agent.update_presence(&room, payload("2")).await.unwrap();
     let mut client = world.agent(0, "client").await;
     client.join(&room, "client", "guest").await;
@@ -419,10 +412,7 @@ async fn proxy(to: SocketAddr) -> (SocketAddr, watch::Sender<u32>) {
 
 #[tokio::test]
 async fn a_cut_link_is_resumed_and_nothing_is_lost() {
-    let world = World::start(&["a.test"]).await;
-    let room = world.room(0, "shell");
-    let mut cm = world.agent(0, "cm").await;
-    cm.join(&room, "cm", "1").await;
+    let (world, room, mut cm) = shell().await;
     let (address, cut) = proxy(world.servers[0].c2s()).await;
     let mut config = world.config(0, "client");
     config.address = address.to_string();
@@ -465,10 +455,7 @@ fn jid_cm() -> BareJid {
 
 #[tokio::test]
 async fn an_oversized_stanza_is_refused_here_and_the_link_stays() {
-    let world = World::start(&["a.test"]).await;
-    let room = world.room(0, "shell");
-    let mut cm = world.agent(0, "cm").await;
-    cm.join(&room, "cm", "1").await;
+    let (_world, room, mut cm) = shell().await;
     let big = payload(&"x".repeat(200_000));
     let answer = cm.agent.iq_set(cm.jid.clone().into(), big.clone(), PATIENCE).await;
     assert!(matches!(answer, Err(IqFailure::TooLarge { bytes }) if bytes > 200_000), "{answer:?}");
@@ -521,7 +508,8 @@ fn files(world: &World) -> (PathBuf, PathBuf) {
 async fn heard(cm: &mut Client) -> (Option<String>, Vec<Element>, Jid) {
     cm.wait(|event| match event {
         AgentEvent::Message { from, kind: MessageKind::Groupchat, body, payloads, .. }
-            if body.is_some() || has_payload(&payloads, "from outside") =>
+            // The room tells us what we say ourselves, too.
+            if !from.to_string().ends_with("/cm") && (body.is_some() || has_payload(&payloads, "from outside")) =>
         {
             Some((body, payloads, from))
         }
@@ -532,10 +520,7 @@ async fn heard(cm: &mut Client) -> (Option<String>, Vec<Element>, Jid) {
 
 #[tokio::test]
 async fn slixmpp_posts_a_payload_and_a_text_and_reads_the_answer() {
-    let world = World::start(&["a.test"]).await;
-    let room = world.room(0, "shell");
-    let mut cm = world.agent(0, "cm").await;
-    cm.join(&room, "cm", "manager").await;
+    let (world, room, mut cm) = shell().await;
     let (job, secret) = files(&world);
     let venv = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/slixmpp/bin/python3");
     for how in ["--payload", "--text"] {
@@ -567,10 +552,7 @@ async fn slixmpp_posts_a_payload_and_a_text_and_reads_the_answer() {
 
 #[tokio::test]
 async fn go_sendxmpp_posts_a_text() {
-    let world = World::start(&["a.test"]).await;
-    let room = world.room(0, "shell");
-    let mut cm = world.agent(0, "cm").await;
-    cm.join(&room, "cm", "manager").await;
+    let (world, room, mut cm) = shell().await;
     let (job, _) = files(&world);
     let server = &world.servers[0];
     let mut send = testbed::prosody::go_sendxmpp("client@a.test", &password("client"), server.c2s(), &server.ca_file());

@@ -6,12 +6,14 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use cluster_manager::view::{DomainDoc, JobDoc};
+use federation::message::Ad;
+use federation::xmpp::{Agent, AgentEvent, BareJid, XmppConfig};
 use serde_json::Value;
 use storage::s3::{ObjectPath, PutOptions, S3Config, Store};
 use testbed::film::{self, Expected, Film};
 use testbed::world::{Board, Client, DomainAccess, World, WorldOptions};
 use tokio::process::{Child, Command};
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
 
 pub const LOOK: Duration = Duration::from_millis(20);
 /// On a busy machine.
@@ -112,6 +114,14 @@ impl Stage {
 
     pub fn domain(&self, n: usize) -> &DomainAccess {
         &self.world.document.domains[n]
+    }
+
+    /// The account of a domain's cluster manager, in a session of its own.
+    pub fn manager(&self, domain: &str) -> (Agent, mpsc::Receiver<AgentEvent>) {
+        let config = std::fs::read_to_string(self.state().join(domain).join("cm/config.toml")).unwrap();
+        let config: toml::Table = toml::from_str(&config).unwrap();
+        let xmpp: XmppConfig = config["xmpp"].clone().try_into().unwrap();
+        Agent::start(&xmpp).unwrap()
     }
 
     /// A file beside the world, for other programs to read.
@@ -262,6 +272,27 @@ impl Stage {
             async || processes(&mark).into_iter().find(|(_, line)| line[0].ends_with(program)).map(|(pid, _)| pid);
         self.wait(&format!("{program} below {mark}"), look).await
     }
+}
+
+/// More room than anybody has, for nothing.
+pub fn ad(domain: &str) -> Ad {
+    Ad {
+        domain: domain.into(),
+        epoch: 1,
+        seq: 1,
+        health: "ok".into(),
+        slots: 100,
+        slots_free: 100,
+        price: 0.0,
+        region: None,
+        kinds: "transcode".into(),
+        version: "0".into(),
+    }
+}
+
+/// The room where all domains meet, on the first one's server.
+pub fn federation_room() -> BareJid {
+    "federation@conference.a.test".parse().unwrap()
 }
 
 /// Ids and command lines of all processes that are told of this directory.

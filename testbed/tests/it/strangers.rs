@@ -4,11 +4,11 @@
 use federation::cluster::Status;
 use federation::id::Millis;
 use federation::message::{Ad, Body, Cancel, Cfp, Envelope, PartCall, PartDone, Progress, Usage};
-use federation::xmpp::{Agent, AgentEvent, BareJid, Condition, Element, IqFailure, XmppConfig};
+use federation::xmpp::{Agent, AgentEvent, Condition, Element, IqFailure};
 use tokio::sync::mpsc;
 
 use super::person::{Person, log_in, query, submission, wait};
-use super::stage::{Order, PATIENCE, Stage, holds};
+use super::stage::{Order, PATIENCE, Stage, ad, federation_room, holds};
 
 /// In everything that is refused here, and in nothing else.
 const MARK: &str = "j-of-a-stranger";
@@ -52,14 +52,6 @@ async fn is_refused(agent: &Agent, person: &Person, requests: Vec<Element>) {
         assert_eq!(error.defined_condition, Condition::Forbidden, "{payload:?}");
         assert!(!error.texts.is_empty(), "it says why");
     }
-}
-
-/// The account of a domain's cluster manager, in a session of its own.
-fn manager_account(stage: &Stage, domain: &str) -> (Agent, mpsc::Receiver<AgentEvent>) {
-    let config = std::fs::read_to_string(stage.state().join(domain).join("cm/config.toml")).unwrap();
-    let config: toml::Table = toml::from_str(&config).unwrap();
-    let xmpp: XmppConfig = config["xmpp"].clone().try_into().unwrap();
-    Agent::start(&xmpp).unwrap()
 }
 
 async fn online(events: &mut mpsc::Receiver<AgentEvent>) {
@@ -124,7 +116,7 @@ async fn a_stranger_gets_nothing(stage: &Stage, person: &Person) {
 
 /// Its domain is a member of the federation, but nobody speaks for that now.
 async fn an_admitted_account_outside_the_room_is_not_heard(stage: &Stage, person: &Person) {
-    let (manager, mut events) = manager_account(stage, "b.test");
+    let (manager, mut events) = stage.manager("b.test");
     online(&mut events).await;
     is_refused(&manager, person, all_bindings("b.test")).await;
     manager.close().await;
@@ -132,24 +124,13 @@ async fn an_admitted_account_outside_the_room_is_not_heard(stage: &Stage, person
 
 /// As if the room's owner had forgotten to close it.
 async fn an_occupant_without_affiliation_is_not_heard(stage: &Stage, person: &Person) {
-    let room: BareJid = "federation@conference.a.test".parse().unwrap();
-    let (owner, mut events) = manager_account(stage, "a.test");
+    let room = federation_room();
+    let (owner, mut events) = stage.manager("a.test");
     online(&mut events).await;
     owner.room_config(&room, &[("muc#roomconfig_membersonly", "0")]).await.unwrap();
     let client = &stage.domain(1).client;
     let (occupant, mut events) = log_in(stage, 1, &client.jid, &client.password);
-    let ad = Ad {
-        domain: "b.test".into(),
-        epoch: 1,
-        seq: 1,
-        health: "ok".into(),
-        slots: 100,
-        slots_free: 100,
-        price: 0.0,
-        region: None,
-        kinds: "transcode".into(),
-        version: MARK.into(),
-    };
+    let ad = Ad { version: MARK.into(), ..ad("b.test") };
     occupant.join(&room, "b.test", Some(ad.into())).await.unwrap();
     wait(&mut events, |event| match event {
         AgentEvent::RoomJoined { .. } => Some(()),

@@ -28,16 +28,10 @@ async fn an_owner_hears_of_an_end_that_was_written_down_right_before_a_crash() {
 async fn hears_of_it() {
     let dir = tempfile::tempdir().unwrap();
     let ip = "127.0.0.1".parse().unwrap();
-    let config = ProsodyConfig {
-        domain: "a.test".into(),
-        dir: dir.path().join("prosody"),
-        ip,
-        ports: Ports::pick(ip).unwrap(),
-        peers: Vec::new(),
-        accounts: ["cm", "client"].map(|user| (user.into(), PASSWORD.into())).to_vec(),
-        admins: vec!["cm@a.test".into()],
-        federation_members: Some(Vec::new()),
-    };
+    let place = (ip, Ports::pick(ip).unwrap());
+    let accounts = ["cm", "client"].map(|user| (user.into(), PASSWORD.into())).to_vec();
+    let mut config = ProsodyConfig::new("a.test", dir.path().join("prosody"), place, accounts);
+    config.federation_members = Some(Vec::new());
     let server = Prosody::start(config, &Ca::new("test CA").unwrap()).await.unwrap();
 
     // What a manager leaves that dies between writing down the end and telling it.

@@ -7,6 +7,7 @@ use storage::film::part::{
     AudioCut, AudioPiece, AudioWork, PartSpec, Rendition, RenditionOutput, Source, VideoWork, Work,
 };
 use storage::film::{Plan, PlanOptions, Probe, Step};
+use storage::hex::hex;
 
 use super::store::{Store, etag};
 
@@ -104,7 +105,7 @@ fn put_order(store: &Store, part: u32, work: Work) -> String {
 }
 
 pub fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&Sha256::digest(bytes))
 }
 
 /// Lines that ffprobe prints for `entries` of an object.

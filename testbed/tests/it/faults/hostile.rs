@@ -7,17 +7,16 @@ use cluster_manager::view::JobDoc;
 use federation::agreement::Agreements;
 use federation::id::{DomainId, JobId, Millis};
 use federation::message::{
-    Accept, Ack, Ad, Award, Bid, Body, Envelope, Output, PartDone, PartProgress, PartRef, Progress, Refuse, Revoke,
-    Usage,
+    Accept, Ack, Award, Bid, Body, Envelope, Output, PartDone, PartProgress, PartRef, Progress, Refuse, Revoke, Usage,
 };
 use federation::timers::Timers;
-use federation::xmpp::{Agent, AgentEvent, BareJid, Element, FullJid, IqFailure, Jid, Responder, XmppConfig};
+use federation::xmpp::{Agent, AgentEvent, Element, FullJid, IqFailure, Jid, Responder};
 use sha2::{Digest, Sha256};
 use storage::film::part::{PartSpec, Work};
 use storage::hex::hex;
 use tokio::sync::mpsc;
 
-use crate::stage::{Order, Stage};
+use crate::stage::{Order, Stage, ad, federation_room};
 
 const ANSWER: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(20);
@@ -46,24 +45,8 @@ struct Won {
 impl Puppet {
     /// Logs in as the cluster manager of an unmanned domain, offers what nobody else has, and waits until the home sees it.
     async fn enter(stage: &Stage, name: &str) -> Self {
-        let config = std::fs::read_to_string(stage.state().join(name).join("cm/config.toml")).unwrap();
-        let config: toml::Table = toml::from_str(&config).unwrap();
-        let xmpp: XmppConfig = config["xmpp"].clone().try_into().unwrap();
-        let (agent, events) = Agent::start(&xmpp).unwrap();
-        let ad = Ad {
-            domain: name.into(),
-            epoch: 1,
-            seq: 1,
-            health: "ok".into(),
-            slots: 100,
-            slots_free: 100,
-            price: 0.0,
-            region: None,
-            kinds: "transcode".into(),
-            version: "0".into(),
-        };
-        let room = BareJid::new(config["rooms"]["federation"].as_str().unwrap()).unwrap();
-        agent.join(&room, name, Some(ad.into())).await.unwrap();
+        let (agent, events) = stage.manager(name);
+        agent.join(&federation_room(), name, Some(ad(name).into())).await.unwrap();
         let seen = async || stage.domains().await.iter().any(|d| d.name == name && d.slots == 100).then_some(());
         stage.wait(&format!("{name} in the room"), seen).await;
         Self { name: name.into(), agent, events, said: 0, unanswered: Vec::new() }

@@ -1,0 +1,244 @@
+//! Calls, bids, awards and leases, and what is lost of them on the way.
+
+use federation::domain::Input;
+use federation::event::Event;
+use federation::id::MessageId;
+use federation::message::Body;
+
+use super::{answer_to, call, ends_well, envelope, journaled, world};
+use crate::world::{World, calls, d, j, verb};
+
+#[test]
+fn three_domains_share_one_job_and_it_ends() {
+    let mut world = world();
+    world.submit("a", "film", 12);
+    ends_well(&mut world);
+    let shares: Vec<_> = world.nodes.values().map(|n| n.ran.len()).collect();
+    assert_eq!(shares, [4, 4, 4]);
+    let view = world.nodes[&d("a")].domain.job(&j("film")).unwrap();
+    assert_eq!((view.state, view.spend, view.usage.len()), ("done", 12.0, 3));
+    let t = &view.timeline;
+    assert!(t.first_call <= t.last_bid && t.last_bid <= t.first_commit && t.last_commit <= t.first_fetch);
+    assert!(t.first_fetch <= t.first_upload && t.last_upload <= t.last_verified && t.last_verified <= t.ended);
+}
+
+#[test]
+fn a_domain_that_never_answers_a_bid_delays_one_window_and_no_more() {
+    let mut world = world();
+    world.filter = Box::new(|_, to, body, answer| answer || verb(body) != "cfp" || *to != d("c"));
+    world.submit("a", "film", 12);
+    ends_well(&mut world);
+    let view = world.nodes[&d("a")].domain.job(&j("film")).unwrap();
+    let wait = view.timeline.first_commit.unwrap().since(view.timeline.submitted);
+    assert!((1_400..2_000).contains(&wait), "{wait}");
+    assert!(world.nodes[&d("c")].ran.is_empty());
+}
+
+#[test]
+fn the_timeline_of_the_negotiation_is_that_of_the_first_round() {
+    let mut world = world();
+    world.publish = false;
+    world.submit("a", "film", 6);
+    world.run_for(20_000);
+    let times = |world: &World| world.nodes[&d("a")].domain.job(&j("film")).unwrap().timeline;
+    let first = times(&world);
+    assert!(first.first_commit <= first.last_commit && first.last_commit.is_some());
+    world.input(&d("a"), Input::AddParts { job: j("film"), parts: calls(7).split_off(6) });
+    world.run_for(20_000);
+    let later = times(&world);
+    assert!(later.last_verified > first.last_verified, "the added part was done");
+    assert_eq!((later.last_bid, later.last_commit), (first.last_bid, first.last_commit));
+}
+
+/// Loses the first `n` messages of that verb.
+fn lose_first(world: &mut World, what: &'static str, n: u32) {
+    let mut left = n;
+    world.filter = Box::new(move |_, _, body, answer| {
+        let hit = !answer && verb(body) == what && left > 0;
+        left -= u32::from(hit);
+        !hit
+    });
+}
+
+#[test]
+fn a_lost_award_is_said_again_and_nobody_else_is_needed() {
+    let mut world = world();
+    lose_first(&mut world, "award", 1);
+    world.submit("a", "film", 12);
+    ends_well(&mut world);
+    assert_eq!(journaled(&world, "a", |e| matches!(e, Event::Withdrawn { .. })), 0);
+}
+
+#[test]
+fn an_award_that_is_not_accepted_in_time_goes_to_the_others_at_once() {
+    let mut world = world();
+    world.filter = Box::new(|_, to, body, answer| answer || verb(body) != "award" || *to != d("c"));
+    world.submit("a", "film", 12);
+    ends_well(&mut world);
+    assert!(world.node("c").ran.is_empty());
+    let view = world.nodes[&d("a")].domain.job(&j("film")).unwrap();
+    let wait = view.timeline.last_commit.unwrap().since(view.timeline.submitted);
+    assert!(wait < 12_000, "{wait}");
+}
+
+#[test]
+fn a_lost_commit_is_said_again_and_work_starts_only_then() {
+    let mut world = world();
+    lose_first(&mut world, "commit", 2);
+    world.submit("a", "film", 12);
+    world.run_for(1_000);
+    assert!(world.node("b").ran.is_empty() || world.node("c").ran.is_empty());
+    ends_well(&mut world);
+    assert_eq!(journaled(&world, "a", |e| matches!(e, Event::Returned { .. })), 0);
+}
+
+#[test]
+fn a_lost_part_done_is_repeated_until_it_is_acknowledged() {
+    let mut world = world();
+    lose_first(&mut world, "part-done", 6);
+    world.submit("a", "film", 12);
+    ends_well(&mut world);
+    let said = world.sent.iter().filter(|s| s.2 == "part-done").count();
+    assert_eq!(said, 8 + 6);
+    assert_eq!(world.nodes.values().map(|n| n.ran.len()).sum::<usize>(), 12);
+}
+
+#[test]
+fn every_lease_is_renewed_and_a_silent_task_goes_on() {
+    let mut world = world();
+    world.task_ms = (900_000, 900_001);
+    world.filter = Box::new(|_, _, body, _| verb(body) != "progress");
+    world.submit("a", "film", 6);
+    ends_well(&mut world);
+    assert!(world.sent.iter().filter(|s| s.2 == "renew").count() > 80);
+    assert_eq!(world.nodes.values().map(|n| n.ran.len()).sum::<usize>(), 6);
+}
+
+#[test]
+fn a_repeated_request_gets_the_stored_answer_and_holds_nothing_twice() {
+    let mut world = world();
+    let at = world.now;
+    let request = Input::Request(d("b"), envelope("b", 1, "once", call(at, calls(3))));
+    world.input(&d("a"), request.clone());
+    let (first, held) = (answer_to(&world, "b"), world.nodes[&d("a")].domain.held());
+    world.input(&d("a"), request);
+    assert_eq!((answer_to(&world, "b"), world.nodes[&d("a")].domain.held()), (first, held));
+    assert_eq!(held, 3);
+}
+
+#[test]
+fn a_hold_frees_itself_with_no_message() {
+    let mut world = world();
+    let at = world.now;
+    world.input(&d("a"), Input::Request(d("b"), envelope("b", 1, "x", call(at, calls(7)))));
+    assert_eq!(world.nodes[&d("a")].domain.held(), 7);
+    world.cut("a", "b");
+    world.run_for(30_001);
+    assert_eq!(world.nodes[&d("a")].domain.held(), 0);
+}
+
+#[test]
+fn an_accepted_award_that_is_never_committed_frees_itself() {
+    let mut world = world();
+    world.filter = Box::new(|_, to, body, _| verb(body) != "commit" && (verb(body) != "reject-bid" || *to != d("b")));
+    world.submit("a", "film", 12);
+    world.run_for(5_000);
+    assert!(world.nodes[&d("b")].domain.held() > 0);
+    world.crash(&d("a"));
+    world.run_for(60_000);
+    assert_eq!(world.nodes[&d("b")].domain.held(), 0);
+    assert!(world.node("b").ran.is_empty());
+}
+
+#[test]
+fn what_a_domain_cannot_start_soon_it_sells_one_level_deeper() {
+    let mut world = World::new(3, 3);
+    // Only b knows c.
+    for name in ["a", "b", "c"] {
+        let agreements = &mut world.node(name).config.agreements;
+        agreements.waves_soon = 1;
+        if name == "a" {
+            agreements
+                .partner
+                .insert(d("c"), federation::agreement::Policy { may_receive: false, ..Default::default() });
+        }
+        world.crash(&d(name));
+        world.restart(&d(name));
+    }
+    world.submit("a", "film", 12);
+    ends_well(&mut world);
+    let view = world.nodes[&d("a")].domain.job(&j("film")).unwrap();
+    let by_c = view.parts.iter().filter(|p| p.by == Some(d("c"))).count();
+    assert!(by_c > 0 && view.parts.iter().all(|p| p.domain != Some(d("c"))));
+    assert_eq!(world.node("c").ran.len(), by_c);
+    assert!(view.usage.iter().any(|u| u.domain == d("c") && u.parts as usize == by_c));
+}
+
+/// Hosts take parts ahead of their slots; a part that was taken so was offered to others too, its result was not heard while
+/// the sale lasted, and the job never ended.
+#[test]
+fn what_is_sold_is_not_started_too() {
+    let mut world = world();
+    for name in ["a", "b", "c"] {
+        let agreements = &mut world.node(name).config.agreements;
+        (agreements.waves_soon, agreements.tasks_per_slot) = (1, 3);
+        world.crash(&d(name));
+        world.restart(&d(name));
+    }
+    world.submit("a", "film", 12);
+    ends_well(&mut world);
+    assert!(world.seen.sold > 0);
+    assert_eq!(world.nodes.values().map(|n| n.ran.len()).sum::<usize>(), 12, "nothing was run twice");
+}
+
+#[test]
+fn a_loop_and_too_much_depth_are_refused() {
+    let mut world = world();
+    let at = world.now;
+    let mut looped = envelope("b", 1, "loop", call(at, calls(3)));
+    (looped.home, looped.path) = (d("c"), vec![d("c"), d("a"), d("b")]);
+    world.input(&d("a"), Input::Request(d("b"), looped.clone()));
+    assert!(matches!(answer_to(&world, "b"), Body::Refuse(r) if r.reason == "loop"));
+    looped.id = MessageId::from("deep");
+    looped.path = vec![d("c"), d("x"), d("y"), d("b")];
+    world.input(&d("a"), Input::Request(d("b"), looped.clone()));
+    assert!(matches!(answer_to(&world, "b"), Body::Refuse(r) if r.reason == "depth"));
+    looped.id = MessageId::from("liar");
+    looped.path = vec![d("c"), d("x")];
+    world.input(&d("a"), Input::Request(d("b"), looped));
+    assert!(matches!(answer_to(&world, "b"), Body::Refuse(r) if r.reason == "policy"));
+    assert_eq!(world.nodes[&d("a")].domain.held(), 0);
+}
+
+#[test]
+fn an_older_incarnation_is_not_obeyed() {
+    let mut world = world();
+    let at = world.now;
+    world.input(&d("a"), Input::Request(d("b"), envelope("b", 7, "new", call(at, calls(3)))));
+    world.input(&d("a"), Input::Request(d("b"), envelope("b", 6, "old", call(at, calls(3)))));
+    assert!(matches!(answer_to(&world, "b"), Body::Stale(_)));
+    assert_eq!(world.nodes[&d("a")].domain.held(), 3);
+}
+
+#[test]
+fn who_is_not_admitted_gets_no_bid_and_who_may_not_receive_no_call() {
+    let mut world = world();
+    let closed = federation::agreement::Policy { admitted: false, may_receive: false, ..Default::default() };
+    world.node("a").config.agreements.partner.insert(d("b"), closed);
+    world.crash(&d("a"));
+    world.restart(&d("a"));
+    let at = world.now;
+    world.input(&d("a"), Input::Request(d("b"), envelope("b", 1, "x", call(at, calls(3)))));
+    assert!(matches!(answer_to(&world, "b"), Body::Refuse(r) if r.reason == "policy"));
+    world.submit("a", "film", 12);
+    ends_well(&mut world);
+    assert!(world.node("b").ran.is_empty());
+}
+
+#[test]
+fn a_request_that_is_an_answer_is_not_understood() {
+    let mut world = world();
+    let body = Body::Ack(federation::message::Ack {});
+    world.input(&d("a"), Input::Request(d("b"), envelope("b", 1, "x", body)));
+    assert!(matches!(answer_to(&world, "b"), Body::NotUnderstood(_)));
+}
