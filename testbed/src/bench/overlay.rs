@@ -349,7 +349,7 @@ fn one(args: &OverlayArgs, client: Client, round: u32) -> anyhow::Result<Run> {
         ratio_slow: slow_bound.map(|bound| worst(true) / bound),
         seed_copies: copies(sent[0]),
         total_copies: copies(sent.iter().sum()),
-        cpu_s_per_gb: cpu_s / (args.size as f64 * f64::from(args.hosts) / 1e9),
+        cpu_s_per_gb: cpu_s / (wanted(args)? as f64 / 1e9),
         rss_max_mb,
         incomplete,
         corrupt,
@@ -361,6 +361,13 @@ fn one(args: &OverlayArgs, client: Client, round: u32) -> anyhow::Result<Run> {
         trace,
         rates,
     })
+}
+
+/// Bytes that all hosts take in together.
+fn wanted(args: &OverlayArgs) -> anyhow::Result<u64> {
+    let of =
+        |host| Ok(args.part(host)?.own.iter().chain(&args.part(host)?.seed_only).map(|r| r.end - r.start).sum::<u64>());
+    (1..=args.hosts).map(of).sum()
 }
 
 /// The least time in which those who count can be done, while all give. An origin that serves few at a time gives what they can take.
