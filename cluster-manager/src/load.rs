@@ -5,19 +5,19 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use futures::future::try_join_all;
 use indicatif::ProgressBar;
 use serde::Serialize;
 use serde_json::json;
 use storage::overlay::bound::{Bound, Node as BoundNode, lower_bound};
-use storage::overlay::client::{Controller, Member, Stopped};
+use storage::overlay::client::{Controller, Joined, Member, Unfinished};
 use storage::overlay::metainfo::Metainfo;
 use storage::overlay::peer::{Config, Peer, Place, Progress};
 use storage::overlay::store::Store;
-use tokio::sync::watch;
 
 use crate::swarm::source::{Source, StoreArgs};
 use crate::swarm::{self, Failure, Rate, ServeArgs, Served, Share, parse_duration, parse_rate};
@@ -125,17 +125,19 @@ pub async fn load(args: &LoadArgs, json: bool) -> Result<Report, Failure> {
     let mut life = Life { began, lambda2: Vec::new(), json, bar };
     if let Err(failure) = life.until_whole(&nodes, &served, args.patience).await {
         // What arrived is kept, and said so on disk.
-        for node in nodes {
-            node.end().await;
-        }
+        end(nodes).await;
         return Err(failure);
     }
     let bound = bound(args, &served.meta, &nodes);
     let report = life.report(&nodes, &served, hashing_seconds, &bound);
-    for node in nodes {
-        node.end().await;
-    }
+    end(nodes).await;
     Ok(report)
+}
+
+async fn end(nodes: Vec<Node>) {
+    for joined in nodes.into_iter().filter_map(|node| node.joined) {
+        joined.end().await;
+    }
 }
 
 /// The least time that this load could have taken.
@@ -149,24 +151,13 @@ fn bound(args: &LoadArgs, meta: &Metainfo, nodes: &[Node]) -> Bound {
     lower_bound(&Vec::from_iter(nodes), args.origin_rate.per_second(), &[])
 }
 
-/// One peer with its announcing.
+/// One node of the load.
 struct Node {
     /// None where the bytes were there before.
-    running: Option<Running>,
+    joined: Option<Joined>,
     demand: Vec<std::ops::Range<u64>>,
-    whole: watch::Receiver<Option<f64>>,
-}
-
-struct Running {
-    peer: Arc<Peer>,
-    task: tokio::task::JoinHandle<()>,
-    stopped: watch::Receiver<Option<String>>,
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
+    /// When it was whole.
+    seconds: OnceLock<f64>,
 }
 
 impl Node {
@@ -185,13 +176,11 @@ impl Node {
         } else {
             Store::open(&dir, &served.meta)
         };
-        let (ended, whole) = watch::channel(None);
         let (store, have) = match opened {
             Ok(opened) => opened,
             // A final name is given to whole and verified bytes only: an earlier run was done with this node.
             Err(e) if e.code() == "already-there" => {
-                ended.send_replace(Some(0.0));
-                return Ok(Self { running: None, demand, whole });
+                return Ok(Self { joined: None, demand, seconds: OnceLock::from(0.0) });
             }
             Err(e) => return Err(Failure::new(4, e.code(), format!("{}; {}", swarm::chain(&e), e.hint()))),
         };
@@ -201,59 +190,37 @@ impl Node {
         let place = Place::Filling(store, have);
         let peer = Peer::start(served.meta.clone(), Vec::new(), place, config, None).await.map_err(|e| cannot(&e))?;
         let controller = Controller::new(&served.url, listen.ip()).map_err(|e| cannot(&e))?;
-        let peer = Arc::new(peer);
-        let (stop, stopped) = watch::channel(None);
-        let (followed, meta, began) = (peer.clone(), served.meta.clone(), Instant::now());
-        let task = tokio::spawn(async move {
-            let mut progress = followed.watch();
-            let done = async {
-                let _ = progress.wait_for(|p| p.done.is_some()).await;
-                ended.send_replace(Some(began.elapsed().as_secs_f64()));
-                std::future::pending::<()>().await
-            };
-            tokio::select! {
-                Stopped(why) = controller.follow(&followed, &meta, &member) => drop(stop.send_replace(Some(why))),
-                () = done => {}
-            }
-        });
-        Ok(Self { running: Some(Running { peer, task, stopped }), demand, whole })
+        let joined = Joined::start(controller, peer, served.meta.clone(), member);
+        Ok(Self { joined: Some(joined), demand, seconds: OnceLock::new() })
     }
 
     fn progress(&self) -> Progress {
-        self.running.as_ref().map(|r| r.peer.progress()).unwrap_or_default()
+        self.joined.as_ref().map(Joined::progress).unwrap_or_default()
     }
 
     fn seconds(&self) -> Option<f64> {
-        *self.whole.borrow()
+        self.seconds.get().copied()
     }
 
-    fn failed(&self) -> Option<Failure> {
-        let running = self.running.as_ref()?;
-        if self.seconds().is_some() {
-            return None;
+    async fn until_whole(&self, began: Instant) -> Result<(), Failure> {
+        let Some(joined) = &self.joined else { return Ok(()) };
+        // How long a node may wait is a matter of all of them together.
+        match joined.whole(Duration::MAX, |_| ()).await {
+            Ok(_) => {
+                self.seconds.get_or_init(|| began.elapsed().as_secs_f64());
+                Ok(())
+            }
+            Err(why @ Unfinished::Disk(_)) => Err(Failure { exit: 4, text: why.to_string() }),
+            Err(why) => Err(Failure { exit: 3, text: why.to_string() }),
         }
-        let at_disk = running.peer.progress().failed.map(|text| Failure { exit: 4, text });
-        at_disk.or_else(|| running.stopped.borrow().clone().map(|text| Failure { exit: 3, text }))
     }
 
     fn state(&self, progress: &Progress) -> &'static str {
-        match (&self.running, self.seconds()) {
+        match (&self.joined, self.seconds()) {
             (None, _) => "there before",
             (_, Some(_)) => "whole",
             _ if progress.groups_held == 0 => "waiting",
             _ => "loading",
-        }
-    }
-
-    /// Ends it with its state on disk.
-    async fn end(mut self) {
-        let Some(mut running) = self.running.take() else { return };
-        running.task.abort();
-        let _ = (&mut running.task).await;
-        let peer = running.peer.clone();
-        drop(running);
-        if let Some(peer) = Arc::into_inner(peer) {
-            peer.stop().await;
         }
     }
 }
@@ -271,20 +238,14 @@ impl Life {
         let mut second = tokio::time::interval(Duration::from_secs(1));
         let mut grown = (Instant::now(), 0);
         let mut interrupted = std::pin::pin!(swarm::interrupted());
+        let mut all = std::pin::pin!(try_join_all(nodes.iter().map(|node| node.until_whole(self.began))));
         loop {
-            let all = futures::future::join_all(nodes.iter().map(|node| {
-                let mut whole = node.whole.clone();
-                async move { drop(whole.wait_for(Option::is_some).await) }
-            }));
             tokio::select! {
-                _ = all => return Ok(()),
+                done = &mut all => return done.map(drop),
                 () = &mut interrupted => return Err(swarm::interruption()),
                 _ = second.tick() => {}
             }
             self.show(nodes, served);
-            if let Some(failure) = nodes.iter().find_map(Node::failed) {
-                return Err(failure);
-            }
             let held = nodes.iter().map(|node| u64::from(node.progress().groups_held)).sum();
             if held > grown.1 {
                 grown = (Instant::now(), held);

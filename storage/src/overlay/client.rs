@@ -223,6 +223,19 @@ impl Controller {
     }
 }
 
+/// Why a node did not become whole.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unfinished {
+    /// As `code: text (hint)`.
+    #[error("{0}")]
+    Disk(String),
+    /// The controller's last word, as `code: text`.
+    #[error("{0}")]
+    Stopped(String),
+    #[error("stalled: no byte came for {0:?}")]
+    Stalled(Duration),
+}
+
 /// A node in a swarm: its peer, and the task that keeps it told. Dropped, it is gone at once.
 pub struct Joined {
     peer: Arc<Peer>,
@@ -244,10 +257,17 @@ impl Joined {
         Self { peer, following, stopped, farewell }
     }
 
-    /// Waits until all that is wanted is on disk, under its final name. `on_progress` hears of it several times a second.
-    ///
-    /// Errors, as `code: text`: the disk, the controller's last word, or `stalled` when no byte came for `patience`.
-    pub async fn whole(&self, patience: Duration, mut on_progress: impl FnMut(&Progress)) -> Result<PathBuf, String> {
+    pub fn progress(&self) -> Progress {
+        self.peer.progress()
+    }
+
+    /// Waits until all that is wanted is on disk, under its final name. `on_progress` hears of it several times a second; without a
+    /// byte for `patience` it is [`Unfinished::Stalled`].
+    pub async fn whole(
+        &self,
+        patience: Duration,
+        mut on_progress: impl FnMut(&Progress),
+    ) -> Result<PathBuf, Unfinished> {
         let (mut progress, mut stopped) = (self.peer.watch(), self.stopped.clone());
         let mut grown = (Instant::now(), 0);
         loop {
@@ -256,13 +276,16 @@ impl Joined {
             if let Some(path) = seen.done {
                 return Ok(path);
             }
-            if let Some(why) = seen.failed.or_else(|| Some(stopped.borrow().clone()?.0)) {
-                return Err(why);
+            if let Some(why) = seen.failed {
+                return Err(Unfinished::Disk(why));
+            }
+            if let Some(Stopped(why)) = stopped.borrow().clone() {
+                return Err(Unfinished::Stopped(why));
             }
             if seen.groups_held > grown.1 {
                 grown = (Instant::now(), seen.groups_held);
             } else if grown.0.elapsed() > patience {
-                return Err(format!("stalled: no byte came for {} s", patience.as_secs()));
+                return Err(Unfinished::Stalled(patience));
             }
             // The peer speaks at least some times a second.
             tokio::select! {
@@ -272,11 +295,22 @@ impl Joined {
         }
     }
 
-    /// Leaves in good order: nobody waits for this node any more.
+    /// Says goodbye, so that nobody waits for this node, and ends.
     pub async fn leave(self) {
-        self.following.abort();
         let (controller, meta, member) = &self.farewell;
         controller.leave(&self.peer, meta, member).await;
+        self.end().await;
+    }
+
+    /// Ends with its state on disk.
+    pub async fn end(mut self) {
+        self.following.abort();
+        let _ = (&mut self.following).await;
+        let peer = self.peer.clone();
+        drop(self);
+        if let Some(peer) = Arc::into_inner(peer) {
+            peer.stop().await;
+        }
     }
 }
 

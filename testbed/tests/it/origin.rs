@@ -165,7 +165,6 @@ async fn relays_read_a_prefix_under_leases_and_each_byte_leaves_it_once_a_load()
     assert!(!nodes[0].dir.join("in/other").exists());
     let status = served.controller.status();
     assert_eq!((stock.out_of("in/") - total, status.from_store), (total, total), "{status:?}");
-    assert!(nodes.iter().filter(|n| n.peer.progress().from_origin > 0).count() > 1, "one node read it all");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
