@@ -135,6 +135,8 @@ pub struct Coordinator {
     open: BTreeMap<(DomainId, MessageId), Responder>,
     hosts: Hosts,
     shares: BTreeMap<LeaseId, share::Share>,
+    /// Requests that the store put off, as tasks told when they ended.
+    throttled: Vec<(Millis, u64)>,
     records: BTreeMap<JobId, Record>,
     /// Jobs with a publication under way: whether another is wanted after it.
     publishing: BTreeMap<JobId, bool>,
@@ -226,6 +228,7 @@ impl Coordinator {
             open: BTreeMap::new(),
             hosts: Hosts::default(),
             shares: BTreeMap::new(),
+            throttled: Vec::new(),
             records,
             publishing: BTreeMap::new(),
             checked: BTreeMap::new(),

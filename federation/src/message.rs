@@ -377,6 +377,10 @@ pub struct Usage {
     pub bytes_in: u64,
     #[xml(attribute(name = "bytes-out"))]
     pub bytes_out: u64,
+    /// Requests for the source that the store answered by 429 or 503, and that were made again.
+    #[xml(attribute(default))]
+    #[serde(default)]
+    pub throttled: u64,
     /// Wall ms: fetching; making the input decodable; encoding; uploading and checking.
     #[xml(attribute(name = "download-ms"))]
     pub download_ms: u64,

@@ -57,8 +57,9 @@ pub struct FetchStats {
     pub fetched: u64,
     /// Answers that were used.
     pub gets: u64,
-    /// Requests that were repeated.
+    /// Requests that were repeated, and those of them that the store answered by 429 or 503.
     pub retries: u64,
+    pub throttled: u64,
 }
 
 /// A client for presigned URLs; clones share its connections.

@@ -285,6 +285,7 @@ impl Coordinator {
         }
         if let Some(usage) = status.usage.as_mut().filter(|_| ended) {
             usage.loaded = self.way_of(&task.lease);
+            self.met(usage);
         }
         let TaskId { lease, part, attempt } = task;
         self.step(Input::Task { lease, part, attempt, status })?;

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use federation::id::{JobId, LeaseId};
-use federation::message::PartRef;
+use federation::message::{PartRef, Usage};
 use futures::stream::{self, StreamExt, TryStreamExt};
 use storage::error::Reason;
 use storage::fetch::{FetchOptions, Fetcher};
@@ -26,7 +26,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::orders::OrderWriter;
-use super::{Coordinator, Done};
+use super::{Coordinator, Done, now};
 use crate::config::OverlayMode;
 use crate::hosts::{TaskId, Where};
 use crate::swarm::source::{Held, Opened};
@@ -38,6 +38,8 @@ const ORDER_BYTES_MAX: u64 = 64 << 20;
 const ORDERS_AT_ONCE: usize = 16;
 /// Home writes orders right after the commitment. One that is later than this is the guest's to wait for.
 const ORDER_WAIT: Duration = Duration::from_secs(10);
+/// What the store did longer ago says nothing of today.
+const LATELY_MS: u64 = 10 * 60_000;
 const HASH_BLOCK: usize = 1 << 20;
 
 /// What is known of the way of one lease's bytes.
@@ -72,6 +74,7 @@ struct Look {
     mode: OverlayMode,
     loads: u32,
     streams: Option<u32>,
+    throttled: u64,
     listen: std::net::IpAddr,
     dir: PathBuf,
 }
@@ -106,9 +109,10 @@ impl Coordinator {
         let share = match self.wishes(&lease) {
             _ if mode == OverlayMode::Never => direct("the overlay is switched off"),
             Some(wishes) if loads > 1 => {
+                let throttled = self.throttled.iter().map(|(_, requests)| requests).sum();
                 let (streams, listen) = (self.config.overlay.origin_streams, self.config.overlay.listen);
                 let dir = Self::shares_dir(&self.config.state_dir);
-                let look = Look { wishes, mode, loads, streams, listen, dir };
+                let look = Look { wishes, mode, loads, streams, throttled, listen, dir };
                 let (done, lease, job) = (self.done.0.clone(), lease.clone(), job.clone());
                 self.spawn("share", async move {
                     let (choice, swarm) = look.run().await;
@@ -151,8 +155,16 @@ impl Coordinator {
         }
     }
 
-    /// Shares of leases that have ended are served no longer.
+    /// Notes what a task met at the store.
+    pub(super) fn met(&mut self, usage: &Usage) {
+        if usage.throttled > 0 {
+            self.throttled.push((now(), usage.throttled));
+        }
+    }
+
+    /// Shares of leases that have ended are served no longer, and what the store did long ago is forgotten.
     pub(super) fn drop_shares(&mut self) {
+        self.throttled.retain(|(at, _)| now().since(*at) < LATELY_MS);
         let taken = &self.domain.book().taken;
         self.shares.retain(|lease, _| taken.contains_key(lease));
     }
@@ -183,7 +195,7 @@ impl Look {
                 return (direct("what the parts want is not known".to_owned()), None);
             }
         };
-        let facts = Facts { parts: &parts, loads: self.loads, streams: self.streams };
+        let facts = Facts { parts: &parts, loads: self.loads, streams: self.streams, throttled: self.throttled };
         let mut choice = facts.choose();
         let union = facts.union();
         if self.mode == OverlayMode::Always && !union.is_empty() {
@@ -204,7 +216,9 @@ impl Look {
         std::fs::create_dir_all(&self.dir).context("make the directory of shares")?;
         let dir = tempfile::tempdir_in(&self.dir).context("make the directory of a share")?;
         let path = dir.path().join("bytes");
-        let parallel = FetchOptions::default().parallel.min(self.streams.unwrap_or(u32::MAX).max(1) as usize);
+        // A store that puts requests off without a known limit is asked for one thing at a time.
+        let streams = self.streams.unwrap_or(if self.throttled > 0 { 1 } else { u32::MAX }).max(1);
+        let parallel = FetchOptions::default().parallel.min(streams as usize);
         let fetcher = Fetcher::new(FetchOptions { parallel, ..FetchOptions::default() })?;
         let mut file = tokio::fs::File::create(&path).await.context("make the file of a share")?;
         let stats = fetcher.ranges_to_file(&source.url, &source.etag, union, &mut file, &mut |_| ()).await?;

@@ -18,6 +18,7 @@ fn samples() -> Vec<Body> {
     let usage = Usage {
         bytes_in: 1,
         bytes_out: 2,
+        throttled: 8,
         download_ms: 3,
         load_ms: 4,
         process_ms: 5,

@@ -43,6 +43,7 @@ impl Phase {
 pub struct Usage {
     pub bytes_in: u64,
     pub bytes_out: u64,
+    pub throttled: u64,
     pub download_ms: u64,
     pub load_ms: u64,
     pub process_ms: u64,

@@ -84,6 +84,7 @@ async fn fetch(tools: &Tools, work: &VideoWork, input: &Path, report: &Report) -
     report.update(|state| {
         state.bytes = stats.bytes;
         state.usage.bytes_in += stats.fetched;
+        state.usage.throttled += stats.throttled;
         state.usage.download_ms += ms(began);
     });
     Ok(())

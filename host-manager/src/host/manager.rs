@@ -308,6 +308,7 @@ fn status(state: TaskState) -> Status {
         usage: Some(Usage {
             bytes_in: usage.bytes_in,
             bytes_out: usage.bytes_out,
+            throttled: usage.throttled,
             download_ms: usage.download_ms,
             load_ms: usage.load_ms,
             process_ms: usage.process_ms,

@@ -72,7 +72,7 @@ impl Fetcher {
         let meter = Mutex::new(Meter { received: 0, kept: 0, shown: 0, progress });
         let mut delays = vec![None; ledger.pieces()];
         let mut flying = FuturesUnordered::new();
-        let mut gets = 0;
+        let (mut gets, mut throttled) = (0, 0);
         loop {
             while flying.len() < self.options.parallel.max(1)
                 && let Some(get) = ledger.start()
@@ -94,6 +94,7 @@ impl Fetcher {
                     if !error.retryable() || !ledger.fail(get.piece) {
                         return Err(error);
                     }
+                    throttled += u64::from(error.reason == Reason::Throttled);
                     tracing::debug!(range = ?get.span, attempt = get.attempt, code = error.code(), "range will be fetched again");
                     if let Some(delay) = delays.get_mut(get.piece) {
                         *delay = Some(policy.delay(get.attempt, error.retry_after, fastrand::f64()));
@@ -102,7 +103,7 @@ impl Fetcher {
             }
         }
         let received = meter.lock().unwrap_or_else(PoisonError::into_inner).received;
-        Ok(FetchStats { bytes: ledger.bytes(), fetched: received, gets, retries: ledger.retries() })
+        Ok(FetchStats { bytes: ledger.bytes(), fetched: received, gets, retries: ledger.retries(), throttled })
     }
 
     /// One GET: each run of bytes goes to its places in the file when it is here.

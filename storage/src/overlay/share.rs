@@ -14,6 +14,8 @@ use crate::range::{ByteRange, coalesce};
 /// The overlay must spare the store at least this share of what is wanted: each byte that goes through it is read and hashed before
 /// any guest has it.
 const COMMON_MIN: f64 = 0.1;
+/// So many requests put off are no accident.
+const THROTTLED_MIN: u64 = 3;
 /// Requests that a guest has open at the store while it loads one part.
 const STREAMS_PER_LOAD: u32 = 4;
 
@@ -50,6 +52,8 @@ pub struct Facts<'a> {
     pub loads: u32,
     /// Requests at one time that the store admits from this domain, where it limits them.
     pub streams: Option<u32>,
+    /// Requests of this domain that the store has put off lately (429, 503).
+    pub throttled: u64,
 }
 
 impl Facts<'_> {
@@ -72,6 +76,9 @@ impl Facts<'_> {
                     Way::Overlay,
                     format!("the store admits {streams} requests at a time, {loads} guests want {wish}"),
                 )
+            }
+            _ if self.throttled >= THROTTLED_MIN => {
+                choice(Way::Overlay, format!("the store put off {} requests lately", self.throttled))
             }
             _ => choice(
                 Way::Direct,
@@ -163,7 +170,7 @@ mod tests {
     }
 
     fn way(parts: &[Vec<ByteRange>], loads: u32, streams: Option<u32>) -> Choice {
-        Facts { parts, loads, streams }.choose()
+        Facts { parts, loads, streams, throttled: 0 }.choose()
     }
 
     #[test]
@@ -173,6 +180,8 @@ mod tests {
         assert_eq!(way(&apart, 2, None).way, Way::Direct);
         assert_eq!(way(&apart, 2, Some(8)).way, Way::Direct);
         assert_eq!(way(&apart, 2, Some(7)).way, Way::Overlay);
+        let throttled = |n| Facts { parts: &apart, loads: 2, streams: None, throttled: n }.choose().way;
+        assert_eq!((throttled(2), throttled(3)), (Way::Direct, Way::Overlay));
         let choice = way(&same, 2, None);
         assert_eq!(choice.to_string(), "overlay: 80 of 200 bytes are wanted by two guests or more");
         assert_eq!(way(&same, 1, Some(1)).way, Way::Direct, "nobody to share with");
@@ -185,7 +194,7 @@ mod tests {
         let source: Vec<u8> = (0..900_000u32).map(|i| (i * 7 % 251) as u8).collect();
         let parts =
             [vec![range(500_000, 700_000), range(10, 90_000)], vec![range(80_000, 300_000), range(899_000, 900_000)]];
-        let union = Facts { parts: &parts, loads: 2, streams: None }.union();
+        let union = Facts { parts: &parts, loads: 2, streams: None, throttled: 0 }.union();
         assert_eq!(union, [range(10, 300_000), range(500_000, 700_000), range(899_000, 900_000)]);
         let dataset: Vec<u8> =
             union.iter().flat_map(|r| &source[r.start() as usize..r.end() as usize]).copied().collect();

@@ -3,9 +3,9 @@
 use cluster_manager::config::{Overlay, OverlayMode};
 use cluster_manager::view::JobDoc;
 use storage::s3::S3Config;
-use testbed::s3::{S3Server, S3ServerConfig};
+use testbed::s3::{Faults, S3Server, S3ServerConfig};
 
-use super::stage::{Order, Stage};
+use super::stage::{Order, PATIENCE, Stage};
 
 /// Two domains with two guests each, which load so; answers the job, and how often each byte of the film left the
 /// store.
@@ -59,4 +59,27 @@ async fn where_nothing_is_common_and_nothing_limited_guests_read_for_themselves(
     assert!(copies < 1.1, "{copies}");
     let (job, _) = job_with(Overlay { mode: OverlayMode::Never, origin_streams: Some(1), ..Overlay::default() }).await;
     assert!(ways(&job).iter().all(|way| *way == "direct: the overlay is switched off"), "{:?}", ways(&job));
+}
+
+#[tokio::test]
+async fn a_store_that_puts_requests_off_is_found_out_and_the_next_job_spares_it() {
+    let stage = Stage::start(|options| {
+        options.domains.truncate(1);
+        (options.hosts, options.slots) = (2, 1);
+        options.store.faults = Faults { refuse_share: 0.33, fault_seed: 7, ..Faults::default() };
+    })
+    .await;
+    let mut targets = (0..).map(|n| format!("put-off-{n}"));
+    let sparing = async {
+        loop {
+            let job = stage.done(&Order::new("film.mp4", &targets.next().unwrap())).await;
+            if ways(&job).iter().any(|way| way.starts_with("overlay: the store put off ")) {
+                return job;
+            }
+        }
+    };
+    let job = tokio::time::timeout(PATIENCE, sparing).await.expect("it is found out");
+    let target = job.target.trim_start_matches("s3://films/").trim_end_matches('/').to_owned();
+    stage.is_right_when_copied(&target).await;
+    stage.end().await;
 }
