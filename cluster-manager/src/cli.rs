@@ -27,11 +27,10 @@ pub const EXIT_JOB_FAILED: u8 = 1;
 pub const EXIT_REFUSED: u8 = 2;
 pub const EXIT_UNREACHABLE: u8 = 3;
 
-/// Client of a Starling federation: submit one big job, watch it, get one answer.
+/// Client of a Starling federation: submit one big job, watch it, get one answer; and fill machines with data without one.
 #[derive(Parser)]
 #[command(
     version,
-    about,
     after_help = "\
 Examples:
   starling --state target/demo/world submit film.xml --watch
@@ -63,10 +62,16 @@ enum Command {
     },
     /// Follow a job until it has ended.
     #[command(after_help = "Example: starling --state DIR watch j-1a2b3c4d")]
-    Watch { id: String },
+    Watch {
+        /// Of the job, as `submit` and `jobs` show it.
+        id: String,
+    },
     /// Show a job as it stands.
     #[command(after_help = "Example: starling --state DIR status j-1a2b3c4d --json")]
-    Status { id: String },
+    Status {
+        /// Of the job, as `submit` and `jobs` show it.
+        id: String,
+    },
     /// List the jobs of the domain.
     #[command(after_help = "Example: starling --state DIR jobs")]
     Jobs,
@@ -75,7 +80,10 @@ enum Command {
     Domains,
     /// Stop a job of yours.
     #[command(after_help = "Example: starling --state DIR cancel j-1a2b3c4d")]
-    Cancel { id: String },
+    Cancel {
+        /// Of the job, as `submit` and `jobs` show it.
+        id: String,
+    },
     /// Load machines from one source as fast as the network allows; needs no federation.
     #[command(subcommand)]
     Swarm(swarm::Command),

@@ -22,6 +22,7 @@ pub struct AccessArgs {
     /// Account, such as me@a.test.
     #[arg(long, global = true)]
     jid: Option<String>,
+    /// A file whose first line is the account's password.
     #[arg(long, global = true, value_name = "FILE")]
     password_file: Option<PathBuf>,
     /// Host and port of the XMPP server.

@@ -19,17 +19,27 @@ fn the_printed_configuration_is_read_back() {
 
 #[test]
 fn the_commented_lines_show_the_defaults() {
-    // Uncommented, each must be a key that is known and a value of its type.
-    let uncomment = |line: &str| match line.strip_prefix("# ") {
-        Some(rest) if rest.contains(" = ") => rest.to_owned(),
-        _ => line.to_owned(),
-    };
-    let all: Vec<String> = DOCUMENTED.lines().map(uncomment).collect();
-    let config: Config = toml::from_str(&all.join("\n")).unwrap();
+    let config: Config = toml::from_str(&uncommented(DOCUMENTED)).unwrap();
     let plain: Config = toml::from_str(DOCUMENTED).unwrap();
     assert_eq!(config.http_listen, plain.http_listen);
     assert_eq!(config.job.url_ttl_seconds, plain.job.url_ttl_seconds);
     assert_eq!(config.rooms.host_accounts, plain.rooms.host_accounts);
+    assert_eq!(config.timers, plain.timers);
+    let (ours, theirs) = (config.s3.unwrap(), plain.s3.unwrap());
+    assert_eq!((ours.path_style, ours.read_timeout_ms), (theirs.path_style, theirs.read_timeout_ms));
+    // All of them: what is left out here cannot be found out.
+    let all: toml::Table = uncommented(DOCUMENTED).parse().unwrap();
+    let timers = toml::Table::try_from(&plain.timers).unwrap();
+    assert_eq!(all["timers"].as_table(), Some(&timers));
+}
+
+/// Uncommented, each line must be a key that is known and a value of its type.
+fn uncommented(text: &str) -> String {
+    let uncomment = |line: &str| match line.strip_prefix("# ") {
+        Some(rest) if rest.contains(" = ") => rest.to_owned(),
+        _ => line.to_owned(),
+    };
+    text.lines().map(uncomment).collect::<Vec<_>>().join("\n")
 }
 
 #[test]
@@ -49,4 +59,9 @@ fn the_clients_example_is_read() {
 fn the_agreements_example_is_read() {
     let agreements = Agreements::parse(&std::fs::read_to_string(example("agreements.toml")).unwrap()).unwrap();
     assert_eq!(agreements.with(&"b.test".into()).parts_max, Some(50));
+    let text = std::fs::read_to_string(example("agreements.toml")).unwrap();
+    assert_eq!(Agreements::parse(&uncommented(&text)).unwrap(), agreements, "commented lines show the defaults");
+    let shown: toml::Table = uncommented(&text).parse().unwrap();
+    let known = toml::Table::try_from(Agreements::default()).unwrap();
+    assert!(known.keys().all(|key| shown.contains_key(key)), "{known:?}");
 }

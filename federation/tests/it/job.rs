@@ -85,7 +85,13 @@ fn the_schema_takes_every_example_and_every_job_that_is_written() {
 
 fn refused() -> Vec<(String, &'static str)> {
     let all = |middle: &str| good(middle);
-    vec![
+    let keys = "<credentials access-key=\"a\" secret-key=\"b\"/></source>";
+    let full = all("<options parts=\"2\"/>").replace("</source>", keys);
+    let full = full.replacen("<source>", "<title>a film</title><source>", 1);
+    let elements = ["job", "title", "source", "credentials", "target", "rendition", "options"];
+    let coloured = |name: &str| full.replacen(&format!("<{name}"), &format!("<{name} colour=\"red\""), 1);
+    let coloured = elements.map(|name| (coloured(name), "unknown-attribute"));
+    let mut refused = vec![
         (String::new(), "malformed"),
         ("hello".into(), "malformed"),
         (job("<source>"), "malformed"),
@@ -121,7 +127,9 @@ fn refused() -> Vec<(String, &'static str)> {
         (good("").replace("s3://films/in.mp4", "/etc/passwd"), "bad-source"),
         (good("").replace("s3://films/in.mp4", "s3://films/../in.mp4"), "bad-source"),
         (good("").replace("s3://films/out/", "s3://films/out"), "bad-target"),
-    ]
+    ];
+    refused.extend(coloured);
+    refused
 }
 
 #[test]
