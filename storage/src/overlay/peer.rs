@@ -7,6 +7,7 @@
 
 mod bucket;
 mod conn;
+mod incoming;
 mod relay;
 mod state;
 
@@ -22,6 +23,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
 
 use self::bucket::Bucket;
+use self::incoming::Pool;
 pub use self::relay::WrongBytes;
 use self::state::State;
 use super::bits::Bits;
@@ -35,6 +37,8 @@ const DIAL: Duration = Duration::from_millis(500);
 const SEND_BUFFER: u32 = 128 << 10;
 /// Verified groups that wait for the disk (4 MiB).
 const DISK_QUEUE: usize = 64;
+/// After writing, what comes gathers so long: many groups then cost one wake-up and one HAVE for each neighbour.
+const DISK_PAUSE: Duration = Duration::from_millis(4);
 /// HAVEs are gathered for this long.
 const TICK: Duration = Duration::from_millis(40);
 /// The state on disk is at most this old.
@@ -103,6 +107,7 @@ struct Shared {
     meta: Arc<Metainfo>,
     config: Config,
     files: Arc<Files>,
+    pool: Arc<Pool>,
     state: Mutex<State>,
     slots: Semaphore,
     up: Bucket,
@@ -156,6 +161,7 @@ impl Peer {
             down: Bucket::new(config.rate),
             meta,
             files,
+            pool: Arc::default(),
             disk,
             book,
             start: Instant::now(),
@@ -298,7 +304,7 @@ async fn tick(shared: Arc<Shared>) {
         ticks = ticks.wrapping_add(1);
         let now = shared.now();
         let mut state = shared.state();
-        state.flush_haves();
+        state.flush_haves(ticks);
         if ticks.is_multiple_of(3) {
             state.expire(now);
             state.fill_all(now, &shared.meta);
@@ -318,6 +324,7 @@ fn write_to_disk(shared: &Shared, store: Store, mut verified: mpsc::Receiver<Ver
     let mut saved = Instant::now();
     let mut dirty = false;
     let mut finished = false;
+    let mut batch = Vec::with_capacity(DISK_QUEUE);
     let outcome = loop {
         let complete = !finished && shared.state().is_stored();
         if complete {
@@ -336,24 +343,26 @@ fn write_to_disk(shared: &Shared, store: Store, mut verified: mpsc::Receiver<Ver
             }
             (saved, dirty) = (Instant::now(), false);
         }
-        let next = runtime.block_on(async {
+        let goes_on = runtime.block_on(async {
             tokio::select! {
-                next = verified.recv() => Some(next),
-                _ = stopped.wait_for(|stop| *stop) => None,
-                () = tokio::time::sleep(SAVE) => Some(None),
+                _ = verified.recv_many(&mut batch, DISK_QUEUE) => true,
+                _ = stopped.wait_for(|stop| *stop) => false,
+                () = tokio::time::sleep(SAVE) => true,
             }
         });
-        match next {
-            None => break Ok(()),
-            Some(None) => {}
-            Some(Some(Verified { group, data })) => {
-                if let Err(error) = shared.files.write(shared.meta.layout.group_bytes(group).start, &data) {
-                    break Err(error);
-                }
-                shared.state().store(group, data.len());
-                dirty = true;
-            }
+        if !goes_on {
+            break Ok(());
         }
+        if batch.is_empty() {
+            continue;
+        }
+        let place = |group| shared.meta.layout.group_bytes(group).start;
+        if let Err(error) = batch.iter().try_for_each(|v| shared.files.write(place(v.group), &v.data)) {
+            break Err(error);
+        }
+        shared.state().store(shared.now(), batch.drain(..).map(|v| (v.group, v.data.len())));
+        dirty = true;
+        std::thread::sleep(DISK_PAUSE);
     };
     let have = shared.state().stored.clone();
     let last = if dirty { store.save(&shared.files, &have) } else { Ok(()) };

@@ -199,6 +199,8 @@ pub struct Policy {
     dry: BTreeSet<NodeId>,
     slots: Slots,
     sending: u32,
+    /// At the last tick somebody who is not slow could take leases.
+    swift: bool,
     lease_ms: f64,
     /// Least patience with a lease: grows while leases are taken back and none is done.
     patience_ms: Millis,
@@ -227,6 +229,7 @@ impl Policy {
             dry: BTreeSet::new(),
             slots,
             sending: 0,
+            swift: false,
             lease_ms: 0.0,
             patience_ms: leases::MS_FIRST.max(config.lease_ms_min),
             leases: 0,
@@ -313,14 +316,17 @@ impl Policy {
 
     /// The first nodes that want some, but not all, of the same bytes.
     fn kin(&self, demand: &[Demand]) -> Vec<NodeId> {
-        let wants_all = |demand: &[Demand]| demand.iter().any(|d| d.range.len() == self.pieces.len());
-        if wants_all(demand) {
+        if self.wants_all(demand) {
             return Vec::new();
         }
         let meet = |a: &Demand, b: &Demand| a.range.start < b.range.end && b.range.start < a.range.end;
         let shares = |n: &Node| n.demand.iter().any(|a| demand.iter().any(|b| meet(a, b)));
-        let open = self.nodes.iter().filter(|(_, n)| n.kin.len() < KIN_MAX && !wants_all(&n.demand) && shares(n));
+        let open = self.nodes.iter().filter(|(_, n)| n.kin.len() < KIN_MAX && !self.wants_all(&n.demand) && shares(n));
         open.map(|(id, _)| *id).take(KIN_MAX).collect()
+    }
+
+    fn wants_all(&self, demand: &[Demand]) -> bool {
+        demand.iter().any(|d| d.range.len() == self.pieces.len())
     }
 
     /// Links each node with its parent in order of arrival, where a tree is asked for.
@@ -497,6 +503,7 @@ impl Policy {
         let lost: Vec<_> = self.nodes.iter().filter(|(_, n)| n.seen < silent).map(|(id, _)| *id).collect();
         lost.into_iter().for_each(|id| self.leave(id));
         self.expire_leases(now);
+        self.judge_speed(now);
         if self.meshed {
             self.move_edges();
         }

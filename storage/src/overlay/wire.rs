@@ -216,9 +216,21 @@ fn parse_ours(mut frame: Bytes) -> Option<Ours> {
     }
 }
 
+/// Length of [`data_header`].
+pub const DATA_HEAD: usize = 11;
+
+/// Group and length of the data message that begins in `buffer`, if its header is there; its body can then be read to where it
+/// shall lie. One of a forbidden length is left to [`decode`], which refuses it.
+pub fn data_head(buffer: &[u8]) -> Option<(u32, usize)> {
+    let (head, _) = buffer.split_first_chunk::<DATA_HEAD>()?;
+    let word = |at: usize| u32::from_be_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
+    let len = (word(0) as usize).checked_sub(DATA_HEAD - 4)?;
+    (head[4..7] == [20, EXT_ID, 6] && len as u64 <= GROUP).then_some((word(7), len))
+}
+
 /// Header of a data message, so that the body can be written from where it lies.
-pub fn data_header(group: u32, len: usize) -> [u8; 11] {
-    let mut head = [0; 11];
+pub fn data_header(group: u32, len: usize) -> [u8; DATA_HEAD] {
+    let mut head = [0; DATA_HEAD];
     head[..4].copy_from_slice(&(len as u32 + 7).to_be_bytes());
     head[4..7].copy_from_slice(&[20, EXT_ID, 6]);
     head[7..].copy_from_slice(&group.to_be_bytes());
@@ -368,7 +380,9 @@ mod tests {
         let data = Bytes::from_static(b"xyz");
         let mut out = BytesMut::new();
         encode(&Message::Ours(Ours::Data { group: 9, data: data.clone() }), &mut out);
-        assert_eq!(out[..11], data_header(9, 3));
+        assert_eq!(out[..DATA_HEAD], data_header(9, 3));
+        assert_eq!((data_head(&out), data_head(&out[..DATA_HEAD - 1])), (Some((9, 3)), None));
+        assert_eq!(data_head(&data_header(9, GROUP as usize + 1)), None);
         out.clear();
         encode(&Message::Piece { piece: 4, begin: 5, data }, &mut out);
         assert_eq!(out[..13], piece_header(4, 5, 3));

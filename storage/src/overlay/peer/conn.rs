@@ -1,16 +1,19 @@
 //! One connection: handshake, then reading and writing side by side until either ends.
 
+use std::io;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use rustix::net::SendFlags;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::Notify;
-use tokio::time::Instant;
 
+use super::incoming::Incoming;
 use super::state::{Kind, Upload};
 use super::{Shared, Verified};
 use crate::overlay::metainfo::Metainfo;
@@ -20,23 +23,16 @@ use crate::overlay::wire::{self, HANDSHAKE_LEN, Handshake, Hello, Message, Ours}
 
 /// Handshake and hello must be here by then.
 const GREETING: Duration = Duration::from_secs(3);
-/// A connection over which nothing came for so long is dead; the other side's keep-alives come twice as often.
-const SILENCE: Duration = Duration::from_secs(100);
+/// Less than half of the other side's patience with silence.
 const KEEP_ALIVE: Duration = Duration::from_secs(45);
 /// How a peer of ours is told from an ordinary client before anything else is said.
 const PEER_ID_PREFIX: &[u8; 8] = b"-ST0100-";
-const READ_BUFFER: usize = 128 << 10;
-/// While more than this of a group is on its way, what comes gathers in the kernel: for most of the time that the rest will
-/// take, at most so long; a pause too short for the timer is not made.
-const GATHER_ABOVE: usize = 6 << 10;
-const GATHER_MAX: Duration = Duration::from_millis(40);
-const GATHER_MIN: Duration = Duration::from_millis(3);
 
 /// Carries a connection from its first byte to its last.
 pub async fn run(shared: Arc<Shared>, stream: TcpStream, address: SocketAddr, outgoing: bool) {
     let _ = stream.set_nodelay(true);
     let (mut read, mut write) = stream.into_split();
-    let mut buffer = BytesMut::with_capacity(READ_BUFFER);
+    let mut buffer = BytesMut::new();
     let greeting = greet(&shared, &mut read, &mut write, &mut buffer, address);
     let Ok(Some((node, kind, listen))) = tokio::time::timeout(GREETING, greeting).await else { return };
     let registered = shared.state().register(&shared.meta, node, kind, listen, outgoing, shared.origin());
@@ -46,8 +42,9 @@ pub async fn run(shared: Arc<Shared>, stream: TcpStream, address: SocketAddr, ou
         book.connected(node, true);
         shared.dispatch();
     }
+    let incoming = Incoming::new(read, buffer, shared.pool.clone());
     tokio::select! {
-        () = reader(&shared, id, node, read, buffer) => {}
+        () = reader(&shared, id, node, incoming) => {}
         () = writer(&shared, id, node, &wake, write) => {}
     }
     let dropped = shared.state().drop_conn(id);
@@ -116,44 +113,21 @@ fn same_token(theirs: &str, meta: &Metainfo) -> bool {
     blake3::hash(theirs.as_bytes()) == blake3::hash(meta.token.as_bytes())
 }
 
-async fn reader(shared: &Shared, id: SourceId, node: NodeId, mut read: OwnedReadHalf, mut buffer: BytesMut) {
-    let mut last = Instant::now();
+async fn reader(shared: &Shared, id: SourceId, node: NodeId, mut incoming: Incoming) {
     loop {
-        loop {
-            match wire::decode(&mut buffer) {
-                Ok(Some(message)) => {
-                    if let Err(why) = take(shared, id, node, message).await {
-                        tracing::debug!(node, why, "peer dropped");
-                        return;
-                    }
-                }
-                Ok(None) => break,
-                Err(error) => {
-                    tracing::debug!(node, %error, "peer dropped");
+        match incoming.next().await {
+            Ok(message) => {
+                if let Err(why) = take(shared, id, node, message).await {
+                    tracing::debug!(node, why, "peer dropped");
                     return;
                 }
             }
-        }
-        buffer.reserve(READ_BUFFER);
-        let begun = !buffer.is_empty();
-        match tokio::time::timeout(SILENCE, read.read_buf(&mut buffer)).await {
-            Ok(Ok(n)) if n > 0 => {
-                // On a slow link every packet would wake us.
-                let pause = pause(n, last.elapsed(), wire::lacking(&buffer)).filter(|_| begun);
-                last = Instant::now();
-                if let Some(pause) = pause {
-                    tokio::time::sleep(pause).await;
-                }
+            Err(error) => {
+                tracing::debug!(node, %error, "peer dropped");
+                return;
             }
-            _ => return,
         }
     }
-}
-
-/// How long to let `lacking` bytes gather, when the last `n` took `elapsed`.
-fn pause(n: usize, elapsed: Duration, lacking: usize) -> Option<Duration> {
-    let rest = elapsed.mul_f64(lacking as f64 / n as f64 * 0.75).min(GATHER_MAX);
-    (lacking > GATHER_ABOVE && rest >= GATHER_MIN).then_some(rest)
 }
 
 async fn take(shared: &Shared, id: SourceId, node: NodeId, message: Message) -> Result<(), &'static str> {
@@ -229,8 +203,8 @@ async fn give(
     upload: Upload,
     out: &mut BytesMut,
     write: &mut OwnedWriteHalf,
-) -> std::io::Result<()> {
-    let gone = |_| std::io::Error::from(std::io::ErrorKind::BrokenPipe);
+) -> io::Result<()> {
+    let gone = |_| io::Error::from(io::ErrorKind::BrokenPipe);
     let permit = match shared.slots.try_acquire() {
         Ok(permit) => permit,
         Err(_) => {
@@ -252,22 +226,35 @@ async fn give(
             (start..start + u64::from(block.len), None)
         }
     };
-    // Read here and not on a blocking thread: what is given was written moments ago and lies in the page cache, and two
-    // thread switches per group cost more than the copy.
     let len = (bytes.end - bytes.start) as usize;
-    let head = out.len();
-    out.resize(head + len, 0);
-    shared.files.read_into(bytes.start, &mut out[head..]).map_err(|e| {
-        tracing::warn!(error = %e, "cannot read what was to be given");
-        std::io::Error::other(e)
-    })?;
     shared.up.take(len).await;
-    write.write_all(out).await?;
+    send_from_disk(write.as_ref(), out, shared, bytes).await?;
     drop(permit);
-    shared.state().given(len);
+    shared.state().given(shared.now(), len);
     if let (Some(book), Some(piece)) = (&shared.book, ends) {
         book.sent(node, piece);
         shared.dispatch();
+    }
+    Ok(())
+}
+
+/// Sends `head`, then bytes of the dataset, which pass from the page cache to the socket without a copy here. Not on a blocking
+/// thread: what is given was written moments ago, and two thread switches per group cost more than the sending.
+async fn send_from_disk(stream: &TcpStream, mut head: &[u8], shared: &Shared, mut bytes: Range<u64>) -> io::Result<()> {
+    while !head.is_empty() {
+        // MORE: the bytes that follow go into the same packet.
+        let send = || Ok(rustix::net::send(stream, head, SendFlags::MORE | SendFlags::NOSIGNAL)?);
+        let sent = stream.async_io(Interest::WRITABLE, send).await?;
+        head = &head[sent..];
+    }
+    while !bytes.is_empty() {
+        match stream.async_io(Interest::WRITABLE, || shared.files.send(stream, bytes.clone())).await {
+            Ok(0) => {
+                tracing::warn!("a file of the dataset was cut short");
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            sent => bytes.start += sent?,
+        }
     }
     Ok(())
 }

@@ -39,6 +39,10 @@ const HAVES_MAX: usize = 16_384;
 /// Bytes of bits in one message.
 const BITS_MAX: usize = 128 << 10;
 const REDIAL_MS: Millis = 2000;
+/// Neighbours that hear of new groups in one tick; of more, all in every second tick, and so on.
+const LINKS_PER_TICK: usize = 10;
+/// A peer that gave nothing for so long is idle.
+const IDLE_MS: Millis = 100;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -109,6 +113,7 @@ pub struct State {
     me: NodeId,
     starving_since: Option<Millis>,
     starving: bool,
+    gave_at: Millis,
     counts: Progress,
     pub done: Option<PathBuf>,
     failed: Option<String>,
@@ -139,6 +144,7 @@ impl State {
             me,
             starving_since: None,
             starving: false,
+            gave_at: 0,
             counts: Progress::default(),
             done: None,
             failed: None,
@@ -282,18 +288,26 @@ impl State {
         Some(conn.uploads.pop_front())
     }
 
-    pub fn flush_haves(&mut self) {
+    /// Tells what came since the last time. Each neighbour hears of it with whatever is sent to it anyway; a packet of its own
+    /// goes out the less often the more neighbours there are, so that news cost a peer the same wherever it stands.
+    pub fn flush_haves(&mut self, tick: u32) {
+        let turns = self.conns.len().div_ceil(LINKS_PER_TICK).max(1) as u32;
         let end = self.log.len();
-        self.conns.values().filter(|c| c.log_at < end).for_each(|c| c.wake.notify_one());
+        for (id, conn) in self.conns.iter().filter(|(_, c)| c.log_at < end) {
+            if conn.kind == Kind::Origin || tick.wrapping_add(*id as u32).is_multiple_of(turns) {
+                conn.wake.notify_one();
+            }
+        }
     }
 
     /// Nothing is being asked of this peer: what it has just got is news that cannot wait.
-    pub(super) fn is_idle(&self) -> bool {
-        self.conns.values().all(|c| c.uploads.is_empty())
+    fn is_idle(&self, now: Millis) -> bool {
+        now.saturating_sub(self.gave_at) > IDLE_MS && self.conns.values().all(|c| c.uploads.is_empty())
     }
 
-    pub fn given(&mut self, bytes: usize) {
+    pub fn given(&mut self, now: Millis, bytes: usize) {
         self.counts.given += bytes as u64;
+        self.gave_at = now;
     }
 
     /// The origin sends a piece to a node, unasked.
@@ -355,5 +369,78 @@ impl State {
             failed: self.failed.clone(),
             ..self.counts.clone()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+    use crate::overlay::metainfo::{File, Maker};
+
+    fn meta(len: usize) -> Metainfo {
+        let mut maker = Maker::new(Layout::for_total(len as u64).unwrap());
+        maker.update(&vec![7; len]);
+        maker.finish("set", vec![File { path: vec![], len: len as u64 }], "t").unwrap().0
+    }
+
+    /// A peer of `links` neighbours that holds nothing yet.
+    fn peer(links: u64, meta: &Metainfo) -> (State, Vec<(SourceId, Arc<Notify>)>) {
+        let groups = meta.layout.groups();
+        let mut state = State::new(meta, vec![], Bits::full(groups), Bits::new(groups), 0);
+        let listen = |node: u64| SocketAddr::from(([127, 0, 0, 1], node as u16));
+        let conns = (1..=links).map(|node| state.register(meta, node, Kind::Ours, listen(node), true, false).unwrap());
+        let conns = conns.collect();
+        (state, conns)
+    }
+
+    #[test]
+    fn packets_of_news_do_not_grow_with_the_neighbours_and_each_hears_in_turn() {
+        let meta = meta(3 << 20);
+        let packets = |links| {
+            let (mut state, conns) = peer(links, &meta);
+            let mut heard = vec![0; conns.len()];
+            for tick in 0..40 {
+                state.given(u64::from(tick) * 40, 1);
+                state.store(u64::from(tick) * 40, [(tick, 1)].into_iter());
+                state.flush_haves(tick);
+                for ((id, wake), heard) in conns.iter().zip(&mut heard) {
+                    if wake.notified().now_or_never().is_some() {
+                        let mut out = BytesMut::new();
+                        state.output(*id, &meta.layout, &mut out).unwrap();
+                        *heard += usize::from(!out.is_empty());
+                    }
+                }
+            }
+            assert!(heard.iter().all(|n| *n > 0), "{heard:?}");
+            heard.into_iter().sum::<usize>()
+        };
+        assert_eq!((packets(1), packets(10), packets(40)), (40, 400, 400));
+    }
+
+    #[test]
+    fn news_of_an_idle_peer_do_not_wait() {
+        let meta = meta(1 << 20);
+        let (mut state, conns) = peer(40, &meta);
+        state.store(1000, [(0, 1)].into_iter());
+        assert!(conns.iter().all(|(_, wake)| wake.notified().now_or_never().is_some()));
+    }
+
+    #[test]
+    fn a_large_window_is_filled_by_quarters() {
+        let meta = meta(8 << 20);
+        let (mut state, conns) = peer(1, &meta);
+        let id = conns[0].0;
+        (0..meta.layout.groups()).for_each(|g| state.picker.source_has(id, g));
+        state.conns.get_mut(&id).unwrap().window = 16;
+        state.fill(0, id, &meta);
+        assert_eq!(state.conns[&id].asked, 16);
+        let asked = |state: &mut State, done: u32| {
+            state.conns.get_mut(&id).unwrap().asked -= done;
+            state.fill(0, id, &meta);
+            state.conns[&id].asked
+        };
+        assert_eq!((asked(&mut state, 3), asked(&mut state, 1)), (13, 16));
     }
 }

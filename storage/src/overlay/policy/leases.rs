@@ -1,5 +1,6 @@
 //! Origin leases: which piece leaves the origin for which node, each once before any twice.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::{Demand, Lease, Millis, Mode, Node, NodeId, Piece, Policy};
@@ -9,9 +10,12 @@ const PATIENCE: u64 = 8;
 /// The least while no lease was ever done: how long one takes is not known, and who is silent is lost anyway.
 pub(super) const MS_FIRST: Millis = 30_000;
 const MS_MAX: Millis = 3_600_000;
-/// A node whose leases take so many times as long as all nodes' is given one only when others have as many as this more.
+/// A node whose leases take so many times as long as those of the node in the middle is slow. Of what others want too it is given none, since what
+/// only it holds would come late to all; of its own part one at a time, when others have as many as this more.
 const SLOW_FACTOR: f64 = 2.0;
 const SLOW_BEHIND: u32 = 2;
+/// Of what is held against a slow node so much is left after each tick: in some seconds it is tried again.
+const FORGIVEN: f64 = 0.98;
 
 impl Node {
     /// Leases that it bears already; a slow node counts as bearing more.
@@ -82,9 +86,44 @@ impl Policy {
         Some(piece)
     }
 
-    /// Has room for a lease. A slow node, too, bears one: nobody else may be there.
+    /// Has room for a lease. A slow node bears one, unless there is somebody better to bring the same bytes.
     fn bears(&self, node: &Node) -> bool {
-        node.outstanding == 0 || node.burden() < self.config.leases_per_node
+        let others_bring = node.slow && self.swift && self.wants_all(&node.demand);
+        !others_bring && (node.outstanding == 0 || node.burden() < self.config.leases_per_node)
+    }
+
+    /// Who is slow: measured by the node in the middle, so that never more than half of them are. A lease kept too long counts
+    /// before it ends, and who gets none is forgiven with time.
+    pub(super) fn judge_speed(&mut self, now: Millis) {
+        let mut times: Vec<_> = self.nodes.values().map(|n| n.lease_ms).filter(|ms| *ms > 0.0).collect();
+        times.sort_by(f64::total_cmp);
+        let Some(usual) = times.get(times.len() / 2) else { return };
+        let limit = SLOW_FACTOR * usual;
+        let mut kept: BTreeMap<NodeId, f64> = BTreeMap::new();
+        for ((id, _), lease) in &self.out {
+            let age = kept.entry(*id).or_default();
+            *age = age.max(now.saturating_sub(lease.since) as f64);
+        }
+        let mut swift = false;
+        let mut changed = Vec::new();
+        for (id, node) in &self.nodes {
+            let lease_ms = match kept.get(id) {
+                Some(age) => node.lease_ms.max(age / SLOW_FACTOR),
+                None if node.slow => node.lease_ms * FORGIVEN,
+                None => node.lease_ms,
+            };
+            let slow = lease_ms > limit;
+            swift |= !slow && !node.complete && (node.connected || node.leased > 0) && self.may_lease(*id, node.role);
+            changed.extend((slow || node.slow).then_some((*id, lease_ms, slow)));
+        }
+        self.swift = swift;
+        for (id, lease_ms, slow) in changed {
+            self.unready(id);
+            if let Some(node) = self.nodes.get_mut(&id) {
+                (node.lease_ms, node.slow) = (lease_ms, slow);
+            }
+            self.refresh(id);
+        }
     }
 
     fn next_free(&self, node: &Node) -> Option<u32> {
@@ -137,10 +176,8 @@ impl Policy {
         self.patience_ms = self.config.lease_ms_min;
         self.pieces[piece as usize] = Piece::Given { node: id };
         self.unready(id);
-        let usual = self.lease_ms;
         if let Some(node) = self.nodes.get_mut(&id) {
             node.lease_ms = if node.lease_ms == 0.0 { took } else { 0.7 * node.lease_ms + 0.3 * took };
-            node.slow = node.lease_ms > SLOW_FACTOR * usual;
             node.outstanding = node.outstanding.saturating_sub(1);
             node.got += 1;
             node.have.set(piece);

@@ -189,14 +189,35 @@ fn in_a_plain_swarm_everybody_knows_everybody_up_to_fifty() {
 }
 
 #[test]
-fn a_node_whose_leases_take_long_bears_one_at_a_time() {
+fn a_slow_node_is_leased_nothing_that_others_can_bring_and_tried_again_later() {
     let mut policy = policy(4, 400);
     drain_shortly(&mut policy);
     let piece = policy.lease_for(500, 3).unwrap();
     policy.lease_done(1500, 3, piece);
-    assert!(policy.lease_for(1501, 3).is_some());
-    assert_eq!(policy.lease_for(1502, 3), None);
+    policy.tick(1500);
+    assert_eq!(policy.lease_for(1501, 3), None);
     assert!(policy.lease_for(1503, 0).is_some());
+    // Left alone it bears one at a time.
+    let mut alone = policy.clone();
+    (0..3).for_each(|id| drop(alone.announce(1600, id, Report { complete: true, ..Report::default() })));
+    alone.tick(1600);
+    assert!(alone.lease_for(1601, 3).is_some() && alone.lease_for(1602, 3).is_none());
+    let again = (1..).map(|i| 1500 + i * 200).find(|now| {
+        (0..4).for_each(|id| drop(policy.announce(*now, id, Report::default())));
+        policy.tick(*now);
+        policy.lease_for(*now, 3).is_some()
+    });
+    assert!((2_000..60_000).contains(&again.unwrap()), "{again:?}");
+}
+
+#[test]
+fn who_sits_on_a_lease_is_slow_before_it_ends() {
+    let mut policy = policy(4, 400);
+    drain_shortly(&mut policy);
+    policy.lease_for(500, 3).unwrap();
+    policy.tick(900);
+    assert_eq!(policy.lease_for(901, 3), None);
+    assert!(policy.lease_for(902, 0).is_some());
 }
 
 /// Every node connected, in the mesh, with ten short leases or so behind it.
@@ -232,11 +253,11 @@ fn leases_that_all_take_long_are_not_taken_back_for_ever() {
 
 #[test]
 fn who_wants_the_same_bytes_is_told_of_each_other() {
-    let mut policy = Policy::new(Config { expected: 40, ..Config::default() }, 400, 1);
+    let mut policy = Policy::new(Config { expected: 60, ..Config::default() }, 600, 1);
     let part = |i: u32| {
         vec![
             Demand { range: i * 10..i * 10 + 10, seed_only: false },
-            Demand { range: (i + 1) % 40 * 10..(i + 1) % 40 * 10 + 3, seed_only: true },
+            Demand { range: (i + 1) % 60 * 10..(i + 1) % 60 * 10 + 3, seed_only: true },
         ]
     };
     let speak = |policy: &mut Policy, i: u32| {
@@ -244,15 +265,15 @@ fn who_wants_the_same_bytes_is_told_of_each_other() {
         policy.connected(u64::from(i), orders.origin);
         orders
     };
-    (0..40).for_each(|i| drop(speak(&mut policy, i)));
-    for _ in 0..400 {
+    (0..60).for_each(|i| drop(speak(&mut policy, i)));
+    for _ in 0..600 {
         let Some((id, piece)) = policy.next_lease(2) else { break };
         policy.lease_done(2, id, piece);
-        (0..40).for_each(|i| drop(speak(&mut policy, i)));
+        (0..60).for_each(|i| drop(speak(&mut policy, i)));
     }
-    for i in 0..40 {
+    for i in 0..60 {
         let orders = speak(&mut policy, i);
-        let around = [(i + 1) % 40, (i + 39) % 40].map(u64::from);
+        let around = [(i + 1) % 60, (i + 59) % 60].map(u64::from);
         assert!(around.iter().all(|kin| orders.neighbours.contains(kin)), "{i}: {orders:?}");
         assert!(orders.neighbours.len() <= 14, "{orders:?}");
     }
@@ -281,9 +302,9 @@ fn slots_double_only_while_that_brings_much_more() {
 
 #[test]
 fn a_node_whose_leases_take_long_gets_no_more_while_others_can_take_them() {
-    let mut policy = policy(2, 100);
-    (0..2).for_each(|id| policy.set_role(id, Role::Peer));
-    (0..2).for_each(|id| policy.connected(id, true));
+    let mut policy = policy(3, 100);
+    (0..3).for_each(|id| policy.set_role(id, Role::Peer));
+    (0..3).for_each(|id| policy.connected(id, true));
     let (mut now, mut out, mut to_slow) = (0, VecDeque::new(), 0);
     for _ in 0..60 {
         while let Some((id, piece)) = policy.next_lease(now) {
@@ -294,6 +315,8 @@ fn a_node_whose_leases_take_long_gets_no_more_while_others_can_take_them() {
         let Some((at, id, piece)) = out.pop_front() else { break };
         now = at.max(now);
         policy.lease_done(now, id, piece);
+        (0..3).for_each(|id| drop(policy.announce(now, id, Report::default())));
+        policy.tick(now);
     }
     assert!(to_slow <= 6, "{to_slow}");
 }

@@ -9,6 +9,10 @@ use crate::overlay::wire::{Block, Message, Ours};
 impl State {
     pub(super) fn fill(&mut self, now: Millis, id: SourceId, meta: &Metainfo) {
         let patience = ((self.latency * 1.5) as Millis).max(FAST_MS);
+        // A large window is filled by quarters: several requests then make one packet.
+        if self.conns.get(&id).is_some_and(|c| c.window.saturating_sub(c.asked) < (c.window / 4).max(1)) {
+            return;
+        }
         loop {
             let Some(conn) = self.conns.get_mut(&id) else { return };
             if conn.choked || conn.kind == Kind::Origin || conn.asked >= conn.window || self.failed.is_some() {

@@ -230,14 +230,16 @@ impl State {
         arrival.fresh
     }
 
-    /// A group is on disk: from now on others may have it.
-    pub fn store(&mut self, group: u32, bytes: usize) {
-        if self.stored.set(group) {
-            self.counts.bytes_held += bytes as u64;
-            self.log.push(group);
-            if self.is_idle() {
-                self.flush_haves();
+    /// Groups (with their bytes) are on disk: from now on others may have them.
+    pub fn store(&mut self, now: Millis, groups: impl Iterator<Item = (u32, usize)>) {
+        for (group, bytes) in groups {
+            if self.stored.set(group) {
+                self.counts.bytes_held += bytes as u64;
+                self.log.push(group);
             }
+        }
+        if self.is_idle(now) {
+            self.conns.values().for_each(|c| c.wake.notify_one());
         }
     }
 }
