@@ -108,7 +108,8 @@ impl Client {
         let (agent, mut events) = Agent::start(config).unwrap();
         let jid = wait(&mut events, |event| match event {
             AgentEvent::Online { jid, fresh: true } => Some(jid),
-            AgentEvent::ConnectFailed { error, .. } | AgentEvent::AuthFailed(error) => panic!("{error}"),
+            // A busy server may not answer in time; the agent tries again.
+            AgentEvent::AuthFailed(error) => panic!("{error}"),
             _ => None,
         })
         .await;
