@@ -7,6 +7,7 @@
 mod commands;
 mod jobs;
 mod orders;
+mod replay;
 mod rooms;
 mod share;
 mod tasks;
@@ -166,7 +167,7 @@ impl Coordinator {
         snapshot: watch::Sender<Arc<Snapshot>>,
     ) -> Result<Self> {
         std::fs::create_dir_all(&config.state_dir).context("make the state directory")?;
-        let journal = Journal::open(&config.state_dir.join("journal"))?;
+        let mut journal = Journal::open(&config.state_dir.join("journal"))?;
         // Of an earlier life; its guests have turned to the store.
         let shares = Self::shares_dir(&config.state_dir);
         if shares.exists() {
@@ -191,21 +192,7 @@ impl Coordinator {
         let seed = journal.seed()?;
         let mut domain =
             Domain::new(DomainConfig { me: me.clone(), epoch, seed, agreements, timers: config.timers.clone() });
-        let mut records: BTreeMap<JobId, Record> = BTreeMap::new();
-        for entry in journal.replay::<Entry>() {
-            match entry? {
-                Entry::Domain(event) => domain.replay(&event),
-                Entry::Job(JobEvent::Archived { id }) => drop(records.remove(&id)),
-                Entry::Job(event) => match records.get_mut(event.id()) {
-                    Some(record) => record.apply(&event),
-                    None => match Record::accepted(&event) {
-                        Some(record) => drop(records.insert(event.id().clone(), record)),
-                        None => warn!(job = %event.id(), "a journaled job is not understood; it is left out"),
-                    },
-                },
-            }
-        }
-        info!(epoch, entries = journal.len(), jobs = records.len(), "journal read");
+        let records = replay::take_up(&mut journal, &mut domain)?;
         let rooms = rooms::Rooms::new(&config)?;
         let (agent, events) = Agent::start(&config.xmpp)?;
         Ok(Self {

@@ -1,6 +1,6 @@
 //! The journal: what this cluster manager has promised and learnt, in order, in sled.
 //!
-//! State is never stored, only events; a restart folds them again. An entry counts as written when [`Journal::append`]
+//! State is never stored, only events; a restart folds them again, and drops what tells of jobs that are over. An entry counts as written when [`Journal::append`]
 //! returns: then it is with the operating system, and a killed process loses nothing. sled keeps what is new in its own memory
 //! until it has waited for the disk, which takes longer than a whole negotiation; so what sled has not settled yet stands in
 //! a plain file beside it, too. What a power cut costs: docs/decisions/0007-journal-and-power-cuts.md. Secrets never come here
@@ -137,6 +137,32 @@ impl Journal {
         self.events.apply_batch(batch).map_err(JournalError::Write)?;
         self.next += entries.len() as u64;
         if self.tail_bytes > TAIL_BYTES_MAX { self.settle() } else { Ok(()) }
+    }
+
+    /// Takes out the entries that are not needed and appends others, all in one step: who is killed meanwhile leaves the old journal or the
+    /// new one. The last entry stays, so that no index is given twice.
+    pub fn shorten<E>(&mut self, is_needed: impl Fn(&E) -> bool, then: &[E]) -> Result<(), JournalError>
+    where
+        E: Serialize + DeserializeOwned,
+    {
+        self.settle()?;
+        let mut batch = sled::Batch::default();
+        for item in self.events.iter() {
+            let (key, value) = item.map_err(JournalError::Read)?;
+            let index = index_of(&key);
+            let entry = serde_json::from_slice(&value).map_err(|source| JournalError::Entry { index, source })?;
+            if index + 1 < self.next && !is_needed(&entry) {
+                batch.remove(key);
+            }
+        }
+        for (index, entry) in (self.next..).zip(then) {
+            let bytes = serde_json::to_vec(entry).map_err(|source| JournalError::Entry { index, source })?;
+            batch.insert(&index.to_be_bytes(), bytes);
+        }
+        self.events.apply_batch(batch).map_err(JournalError::Write)?;
+        self.next += then.len() as u64;
+        // What comes next goes to the tail, and would not follow what sled has in its files.
+        self.db.flush().map(drop).map_err(JournalError::Write)
     }
 
     /// Keeps the last state of a job, on the disk when this returns.

@@ -4,6 +4,8 @@
 //! lease's claim on it ([`Event::Withdrawn`], [`Event::Failed`], [`Event::Returned`], [`Event::Lost`]), and the next award
 //! counts a new attempt. Applying is total: an event that does not fit changes nothing.
 
+mod compact;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::cluster::Failure;
@@ -141,7 +143,7 @@ pub enum TakenState {
 }
 
 /// What is held against a domain.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Record {
     pub mark: Option<Mark>,
     pub until: Millis,
@@ -291,6 +293,7 @@ impl Book {
                 (record.mark, record.until, record.failures_in_row) = (Some(*mark), *until, 0);
                 record.marked += 1;
             }
+            Event::Standing { domain, record } => drop(self.marks.insert(domain.clone(), record.clone())),
             Event::Taken { at, lease, terms, parts } => {
                 let parts = parts.iter().map(|p| (p.part, TakenPart { award: p.clone(), state: TakenState::Waiting }));
                 let taken = Taken { terms: terms.clone(), at: *at, parts: parts.collect() };

@@ -7,6 +7,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::book::Record;
 use crate::cluster::Failure;
 use crate::id::{BidId, DomainId, JobId, LeaseId, Millis};
 use crate::message::{Bid, Output, PartAward, PartCall, PartRef, Usage};
@@ -155,6 +156,11 @@ pub enum Event {
         domain: DomainId,
         mark: Mark,
         until: Millis,
+    },
+    /// All that had been learnt of a domain until then, in a journal that no longer has the events it was learnt from.
+    Standing {
+        domain: DomainId,
+        record: Record,
     },
 
     /// As contractor: committed by the holder of the job; work starts.

@@ -35,7 +35,7 @@ pub async fn until_ended(link: &Link, mut job: JobDoc, quiet: bool) -> Result<Jo
         match link.ask(&Command::Status(job.id.clone())).await {
             Ok(Answer::Document(document)) => job = serde_json::from_value(document)?,
             Ok(Answer::Refused(error)) => bail!("{}: {}", error.code, error.message),
-            Err(error) => eprintln!("starling: {error:#}; asking again"),
+            Err(error) => display.say(&format!("starling: {error:#}; asking again")),
         }
     }
 }
@@ -52,6 +52,15 @@ impl Display {
             Self::None => {}
             Self::Lines(lines) => lines.show(job),
             Self::Bars(bars) => bars.show(job),
+        }
+    }
+
+    /// Of the watching itself.
+    fn say(&self, text: &str) {
+        match self {
+            Self::None | Self::Lines(_) => eprintln!("{text}"),
+            // Written in between, it would push lines of the bars away from where they are drawn again.
+            Self::Bars(bars) => bars.all.suspend(|| eprintln!("{text}")),
         }
     }
 }

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use federation::agreement::Agreements;
+use federation::book::Book;
 use federation::cluster::{Failure, Status};
 use federation::domain::{Domain, DomainConfig, Input, Lost, Output};
 use federation::event::Event;
@@ -311,6 +312,7 @@ impl World {
         for event in &node.journal {
             node.domain.replay(event);
         }
+        check_shorter(&node.journal, node.domain.book());
         node.alive = true;
         let slots = node.slots;
         self.input(name, Input::Restarted);
@@ -489,6 +491,18 @@ impl Node {
             version: "0".into(),
         }
     }
+}
+
+/// A journal says the same without what its book does not need; also once all jobs that are over are forgotten.
+fn check_shorter(journal: &[Event], book: &Book) {
+    let mut book = book.clone();
+    let over = book.jobs.keys().filter(|job| book.is_over(job)).cloned();
+    let forgotten: Vec<_> = over.map(|job| Event::Forgotten { at: Millis(0), job }).collect();
+    let journal = || journal.iter().chain(&forgotten);
+    forgotten.iter().for_each(|event| book.apply(event));
+    let mut again = Book::default();
+    journal().filter(|event| book.needs(event)).chain(&book.standings()).for_each(|event| again.apply(event));
+    assert_eq!(again, book);
 }
 
 pub fn status(state: &str, outputs: Vec<message::Output>) -> Status {

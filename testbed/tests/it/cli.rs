@@ -6,6 +6,7 @@ use serde_json::Value;
 use testbed::process::workspace_binary;
 
 use super::stage::{Order, Stage};
+use super::terminal::Terminal;
 
 /// Run to its end: exit code and both outputs.
 fn starling(arguments: &[&str], environment: &[(&str, &str)]) -> (i32, String, String) {
@@ -142,4 +143,26 @@ async fn the_world_is_found_by_directory_file_flags_and_environment(stage: &Stag
     }
     let (code, _, complaint) = starling(&["--state", &state, "--domain", "z.test", "domains"], &[]);
     assert!(code == 3 && complaint.contains("no such domain"), "{complaint}");
+}
+
+/// What is said in between moves no line of the bars.
+#[tokio::test]
+async fn on_a_terminal_a_watched_job_shows_each_part_once_though_its_manager_was_away() {
+    let mut stage = Stage::of(1, 1, 2).await;
+    let file = stage.file("job.xml", &Order::slow("watched").xml());
+    let (starling, state, file) = (workspace_binary("starling").unwrap(), stage.state().display(), file.display());
+    let watch = format!("{} --state {state} submit {file} --watch; echo exit code $?; read line", starling.display());
+    let terminal = Terminal::open(&stage.state().join("terminal"), 100, &watch);
+    terminal.shows("% running a.test").await;
+    let recipe = stage.world.crash("a.test cm").await.unwrap();
+    terminal.shows("asking again").await;
+    stage.world.restart(recipe).await.unwrap();
+    let screen = terminal.shows("exit code ").await;
+    assert!(screen.contains("exit code 0"), "{screen}");
+    let count = |text: &str| screen.lines().filter(|line| line.contains(text)).count();
+    let lines =
+        ["  0 ", "  1 ", "  2 ", "  3 ", "snd "].map(|part| count(&format!("{part}█")) + count(&format!("{part}░")));
+    assert_eq!(lines, [1; 5], "{screen}");
+    drop(terminal);
+    stage.end().await;
 }

@@ -1,6 +1,7 @@
 //! The main job from end to end, as `make demo` runs it, with a short film.
 
 use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -35,6 +36,31 @@ fn a_film_goes_through_three_domains_and_comes_out_whole() {
     assert_eq!(places, ["Player", "SMIL", "HLS", "DASH", "Timeline", "Console"]);
     let picture = Command::new("xmllint").arg("--noout").arg(state.path().join("timeline.svg")).output().unwrap();
     assert!(picture.status.success() && picture.stderr.is_empty(), "{picture:?}");
+}
+
+/// An encoder that shows something else than it was given: nothing that home counts in its boxes is wrong.
+#[test]
+fn a_film_with_wrong_pictures_is_called_wrong_and_ends_with_1() {
+    let (state, tools) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let ffmpeg = tools.path().join("ffmpeg");
+    let path = std::env::var_os("PATH").unwrap();
+    let real = std::env::split_paths(&path).map(|dir| dir.join("ffmpeg")).find(|file| file.is_file());
+    let real = real.expect("ffmpeg; `make setup` installs it");
+    // Only parts of a job are encoded with a time scale of their own: neither the source nor the check is touched.
+    let script = format!(
+        "#!/bin/bash\nif [[ \" $* \" == *' -video_track_timescale '* ]]; then set -- \"${{@/scale=/negate,scale=}}\"; fi\nexec {} \"$@\"\n",
+        real.display()
+    );
+    std::fs::write(&ffmpeg, script).unwrap();
+    std::fs::set_permissions(&ffmpeg, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", tools.path().display(), path.display());
+    let output = demo(state.path()).env("PATH", path).output().unwrap();
+    let said = said(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    for name in ["HLS", "DASH", "SMIL"] {
+        assert!(said.contains(&format!("  {name:<5} WRONG")), "{said}");
+    }
+    assert!(said.contains("The film is WRONG"), "{said}");
 }
 
 #[tokio::test]
