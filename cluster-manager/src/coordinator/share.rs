@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
+use federation::book::{TakenPart, TakenState};
 use federation::id::{JobId, LeaseId};
 use federation::message::{PartRef, Usage};
 use futures::stream::{self, StreamExt, TryStreamExt};
@@ -85,8 +86,14 @@ impl Coordinator {
         state_dir.join("shares")
     }
 
-    /// Gives a task to the hosts as soon as the way of its lease's bytes is known.
+    /// Gives a task to the hosts as soon as the way of its lease's bytes is known. One that was stopped meanwhile is let go.
     pub(super) fn hand(&mut self, task: TaskId, url: String) {
+        let Some(taken) = self.domain.book().taken.get(&task.lease) else { return };
+        let started = |part: &TakenPart| part.state == TakenState::Started && part.award.attempt == task.attempt;
+        if !taken.parts.get(&task.part).is_some_and(started) {
+            return;
+        }
+        let job = taken.terms.job.clone();
         match self.shares.get_mut(&task.lease) {
             Some(Share::Looking(waiting)) => return waiting.push((task, url)),
             Some(Share::Known { swarm, .. }) => {
@@ -95,9 +102,6 @@ impl Coordinator {
             }
             None => {}
         }
-        let Some(job) = self.domain.book().taken.get(&task.lease).map(|taken| taken.terms.job.clone()) else {
-            return self.hosts.run(task, Where { url, swarm: None });
-        };
         let loads = self.hosts.capacity().0;
         let direct = |reason: &str| Share::Known {
             job: job.clone(),
