@@ -85,9 +85,9 @@ pub struct ServeArgs {
     /// Who gives what to whom: ours; or, to compare with, paper, plain, central, tree
     #[arg(long, default_value = "ours")]
     pub mode: Mode,
-    /// Leases that the origin sends at once, at most
-    #[arg(long, default_value_t = 1024)]
-    pub streams: u32,
+    /// Leases that the origin can send at once, where that is known; else it is found, up to 1024
+    #[arg(long)]
+    pub streams: Option<u32>,
     /// Print one JSON object per line
     #[arg(long)]
     pub json: bool,
@@ -199,7 +199,7 @@ impl ServeArgs {
             expect: 0,
             token: None,
             mode: Mode::Ours,
-            streams: 1024,
+            streams: None,
             json: false,
         }
     }
@@ -250,8 +250,8 @@ pub async fn start(args: &ServeArgs, opened: Opened, from_store: u64) -> Result<
     let cannot = |e: std::io::Error| Failure::new(3, "cannot-listen", e);
     let http = TcpListener::bind(args.listen).await.map_err(cannot)?;
     let listen = http.local_addr().map_err(cannot)?;
-    let mut config =
-        policy::Config { mode: args.mode, expected: args.expect, slots_max: args.streams, ..policy::Config::default() };
+    let mut config = policy::Config { mode: args.mode, expected: args.expect, ..policy::Config::default() };
+    (config.slots_first, config.slots_max) = (args.streams, args.streams.unwrap_or(config.slots_max));
     let (controller, origin) = match held {
         Held::Here(files) => {
             // The controller names the origin's address, and the origin asks the controller: find the port first.

@@ -76,6 +76,8 @@ pub struct Config {
     pub leases_per_node: u32,
     /// Upper bound of leases being sent at once (connections the origin bears).
     pub slots_max: u32,
+    /// Leases sent at once from the start: where the origin's limit is known it need not be found.
+    pub slots_first: Option<u32>,
     /// A lease is given to another no sooner: long where a node reads much under one lease.
     pub lease_ms_min: Millis,
 }
@@ -90,6 +92,7 @@ impl Default for Config {
             relay_pieces: 2,
             leases_per_node: 3,
             slots_max: 1024,
+            slots_first: None,
             lease_ms_min: 3000,
         }
     }
@@ -214,7 +217,7 @@ impl Policy {
         // they fill before anybody gives on (1.19 to 1.45 against 1.14 to 1.16): the origin begins with few.
         let first = match config.mode {
             Mode::Central | Mode::Paper => config.slots_max,
-            _ => relays(config.expected).max(2),
+            _ => config.slots_first.unwrap_or_else(|| relays(config.expected).max(2)),
         };
         let slots = Slots::new(first, config.slots_max);
         Self {
