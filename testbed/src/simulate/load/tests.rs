@@ -72,3 +72,15 @@ fn rounding_the_ends_of_flows_hardly_changes_a_load() {
     assert_eq!(outcome.unfinished, 0);
     assert!((1.0..1.25).contains(&outcome.ratio_last), "{}", outcome.ratio_last);
 }
+
+/// In the paper nobody takes a lease back: one that was never ended, when a piece came from the store and from a neighbour at the
+/// same moment, was its node's last.
+#[test]
+fn the_papers_mode_ends_with_an_overlap_and_a_store_that_bears_any_number_of_readers() {
+    let crowd = Crowd { streams: f64::INFINITY, exponent: 1.0 };
+    let (control, wanted, overlap) = (Control::Paper, Wanted::Parts, 0.3);
+    let load = Load { bytes: 1_000_000_000_000, pieces: 14_901, origin: 1.25e9, ..Load::default() };
+    let outcome = run(&Load { control, wanted, overlap, crowd, patience: 60.0, ..load });
+    assert_eq!(outcome.unfinished, 0);
+    assert!(outcome.ratio_last < 1.1, "{}", outcome.ratio_last);
+}

@@ -20,6 +20,8 @@ use crate::simulate::rates::LinkId;
 const ANNOUNCES: f64 = 100.0;
 /// Ends of flows are rounded up to this share of the time that one piece takes at full rate.
 const QUANTUM: f64 = 1e-3;
+/// When nothing was on its way for so many announces of every node, nothing ever will be.
+const STUCK: f64 = 100.0;
 /// Sampled points: each is this much later than the one before.
 const SAMPLE_STEP: f64 = 1.15;
 /// Neighbours in a swarm without a controller.
@@ -170,7 +172,7 @@ impl<'a> World<'a> {
         let (mut lambda2, mut arrived) = (Vec::new(), Vec::new());
         let interval_s = self.interval_s(bound_s);
         let wanted: f64 = self.nodes[..self.load.nodes as usize].iter().map(|n| f64::from(n.picker.wanted())).sum();
-        let mut sample_at = 0.0;
+        let (mut sample_at, mut moved) = (0.0, 0.0);
         let mut batch = Vec::new();
         self.fetch_all();
         self.flows.settle(0.0);
@@ -178,7 +180,10 @@ impl<'a> World<'a> {
             let end = self.flows.next_end();
             let timer = self.queue.peek().map(|Reverse(at)| at.0);
             let next = end.unwrap_or(f64::INFINITY).min(timer.unwrap_or(f64::INFINITY));
-            if !next.is_finite() || next > bound_s * self.load.patience {
+            if end.is_some() {
+                moved = next;
+            }
+            if !next.is_finite() || next > bound_s * self.load.patience || next > moved + STUCK * interval_s {
                 break;
             }
             self.now = next;

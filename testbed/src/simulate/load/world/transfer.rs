@@ -126,6 +126,10 @@ impl World<'_> {
         let Some(local) = node.local(piece) else { return };
         let arrival = node.picker.arrived(u64::from(from), local);
         if !arrival.fresh {
+            // From two sources at the same moment; the lease must end, or the node would never bear another.
+            if from == ORIGIN {
+                self.policy.lease_done(now, NodeId::from(to), piece);
+            }
             return;
         }
         self.ended += 1;
