@@ -15,7 +15,7 @@ const LOCAL_TENTHS: u64 = 7;
 const TRIES: usize = 16;
 /// So few nodes are all linked with each other: what a sparser graph saves is less than what its detours cost. A link costs some
 /// kilobytes, and four bytes for each 64 KiB group (0.3 % at most here); packets of news do not grow with the links.
-const ALL_LINKED_MAX: usize = 48;
+pub(super) const ALL_LINKED_MAX: usize = 48;
 
 #[derive(Clone, Debug, Default)]
 pub struct Graph {

@@ -1,7 +1,7 @@
 //! What the torrent controller decides: one pure object over announces, the same in the service and in the simulator.
 //!
-//! A node is capped → relay or leecher → peer → seeder. Blank answers until a relay holds blocks; then a tree of relays
-//! and their children; once a quarter of the nodes hold something, an explicit regular graph. The origin gives by lease
+//! A node is capped → relay or leecher → peer → seeder. Blank answers until a relay holds blocks; then, unless they are few, a tree of
+//! relays and their children; once a quarter of the nodes hold something, an explicit regular graph. The origin gives by lease
 //! only, every piece once before any twice: simulation and measurement agree that nothing else gains as much.
 //! State is soft: announces carry what a node holds, so a new controller knows everything after one interval.
 //!
@@ -18,8 +18,8 @@ use std::ops::Range;
 
 use self::slots::Slots;
 use super::bits::Bits;
-use super::graph::Graph;
 pub use super::graph::NodeId;
+use super::graph::{ALL_LINKED_MAX, Graph};
 use super::rng::Rng;
 
 /// Milliseconds since the load began.
@@ -445,7 +445,9 @@ impl Policy {
         }
         let holding = self.nodes.values().filter(|n| n.got > 0).count();
         let waiting = self.config.expected.max(self.nodes.len() as u32) as usize;
-        if holding * 4 >= waiting && self.nodes.len() * 4 >= waiting * 3 {
+        // Few enough to be all linked need no tree: nobody is crowded, and each second in it is a second of idle uplinks.
+        let ripe = holding * 4 >= waiting || (waiting <= ALL_LINKED_MAX && self.holds(id));
+        if ripe && self.nodes.len() * 4 >= waiting * 3 {
             self.mesh();
         }
     }

@@ -31,23 +31,36 @@ fn relays_are_the_cube_of_the_decimal_logarithm() {
 
 #[test]
 fn answers_are_blank_until_the_relay_holds_blocks() {
-    let mut policy = policy(20, 100);
+    let mut policy = policy(100, 500);
     let roles = policy.snapshot().roles;
-    assert_eq!((roles[Role::Relay as usize], roles[Role::Capped as usize]), (2, 18));
-    let relay = (0..20).find(|id| policy.role(*id) == Role::Relay).unwrap();
-    assert!(policy.announce(1, 19, Report::default()).neighbours.is_empty());
+    assert_eq!((roles[Role::Relay as usize], roles[Role::Capped as usize]), (8, 92));
+    let relay = (0..100).find(|id| policy.role(*id) == Role::Relay).unwrap();
+    assert!(policy.announce(1, 99, Report::default()).neighbours.is_empty());
     policy.connected(relay, true);
     for _ in 0..2 {
         let (id, piece) = policy.next_lease(2).unwrap();
         assert_eq!(id, relay);
         policy.lease_done(3, id, piece);
     }
-    let children: Vec<_> = (0..20).filter(|id| policy.role(*id) == Role::Leecher).collect();
+    let children: Vec<_> = (0..100).filter(|id| policy.role(*id) == Role::Leecher).collect();
     assert!(!children.is_empty());
     for child in children {
         let orders = policy.announce(4, child, Report::default());
         assert!(orders.neighbours.contains(&relay) && orders.origin);
     }
+}
+
+#[test]
+fn few_nodes_are_all_linked_as_soon_as_a_relay_holds_blocks() {
+    let mut policy = policy(20, 100);
+    policy.connected(0, true);
+    for _ in 0..2 {
+        assert!(policy.announce(1, 19, Report::default()).neighbours.is_empty());
+        let (id, piece) = policy.next_lease(2).unwrap();
+        policy.lease_done(3, id, piece);
+    }
+    let orders = policy.announce(4, 19, Report::default());
+    assert_eq!((orders.role, orders.neighbours.len(), orders.origin), (Role::Peer, 19, true));
 }
 
 #[test]
