@@ -170,6 +170,8 @@ struct Node {
     role: Role,
     rack: u32,
     demand: Vec<Demand>,
+    /// It wants everything, as others do: what it does not take from the origin they bring.
+    wants_all: bool,
     have: Bits,
     relay: Option<NodeId>,
     /// Others that want some of the same bytes, where not everybody wants everything: a random graph would seldom join them.
@@ -290,6 +292,7 @@ impl Policy {
         let node = Node {
             role,
             rack,
+            wants_all: self.wants_all(&demand),
             demand,
             have,
             relay,
@@ -324,7 +327,7 @@ impl Policy {
         }
         let meet = |a: &Demand, b: &Demand| a.range.start < b.range.end && b.range.start < a.range.end;
         let shares = |n: &Node| n.demand.iter().any(|a| demand.iter().any(|b| meet(a, b)));
-        let open = self.nodes.iter().filter(|(_, n)| n.kin.len() < KIN_MAX && !self.wants_all(&n.demand) && shares(n));
+        let open = self.nodes.iter().filter(|(_, n)| n.kin.len() < KIN_MAX && !n.wants_all && shares(n));
         open.map(|(id, _)| *id).take(KIN_MAX).collect()
     }
 

@@ -23,9 +23,10 @@ impl Node {
         self.outstanding + if self.slow { SLOW_BEHIND } else { 0 }
     }
 
-    /// Who is next: least burden first, then fewest leases so far.
+    /// Who is next: least burden first, then fewest leases so far. A slow node with a part of its own has its turn like all: nobody
+    /// else brings those bytes, and put last it would begin when the others are done.
     fn turn(&self, id: NodeId) -> (u32, u32, NodeId) {
-        (self.burden(), self.leased, id)
+        (if self.wants_all { self.burden() } else { self.outstanding }, self.leased, id)
     }
 }
 
@@ -88,7 +89,7 @@ impl Policy {
 
     /// Has room for a lease. A slow node bears one, unless there is somebody better to bring the same bytes.
     fn bears(&self, node: &Node) -> bool {
-        let others_bring = node.slow && self.swift && self.wants_all(&node.demand);
+        let others_bring = node.slow && self.swift && node.wants_all;
         !others_bring && (node.outstanding == 0 || node.burden() < self.config.leases_per_node)
     }
 
