@@ -360,7 +360,7 @@ fn write_to_disk(shared: &Shared, store: Store, mut verified: mpsc::Receiver<Ver
         if let Err(error) = batch.iter().try_for_each(|v| shared.files.write(place(v.group), &v.data)) {
             break Err(error);
         }
-        shared.state().store(shared.now(), batch.drain(..).map(|v| (v.group, v.data.len())));
+        shared.state().store(batch.drain(..).map(|v| (v.group, v.data.len())));
         dirty = true;
         std::thread::sleep(DISK_PAUSE);
     };

@@ -230,7 +230,7 @@ async fn give(
     shared.up.take(len).await;
     send_from_disk(write.as_ref(), out, shared, bytes).await?;
     drop(permit);
-    shared.state().given(shared.now(), len);
+    shared.state().given(len);
     if let (Some(book), Some(piece)) = (&shared.book, ends) {
         book.sent(node, piece);
         shared.dispatch();

@@ -41,8 +41,6 @@ const BITS_MAX: usize = 128 << 10;
 const REDIAL_MS: Millis = 2000;
 /// Neighbours that hear of new groups in one tick; of more, all in every second tick, and so on.
 const LINKS_PER_TICK: usize = 10;
-/// A peer that gave nothing for so long is idle.
-const IDLE_MS: Millis = 100;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -113,7 +111,6 @@ pub struct State {
     me: NodeId,
     starving_since: Option<Millis>,
     starving: bool,
-    gave_at: Millis,
     counts: Progress,
     pub done: Option<PathBuf>,
     failed: Option<String>,
@@ -144,7 +141,6 @@ impl State {
             me,
             starving_since: None,
             starving: false,
-            gave_at: 0,
             counts: Progress::default(),
             done: None,
             failed: None,
@@ -301,13 +297,12 @@ impl State {
     }
 
     /// Nothing is being asked of this peer: what it has just got is news that cannot wait.
-    fn is_idle(&self, now: Millis) -> bool {
-        now.saturating_sub(self.gave_at) > IDLE_MS && self.conns.values().all(|c| c.uploads.is_empty())
+    fn is_idle(&self) -> bool {
+        self.conns.values().all(|c| c.uploads.is_empty())
     }
 
-    pub fn given(&mut self, now: Millis, bytes: usize) {
+    pub fn given(&mut self, bytes: usize) {
         self.counts.given += bytes as u64;
-        self.gave_at = now;
     }
 
     /// The origin sends a piece to a node, unasked.
@@ -396,14 +391,16 @@ mod tests {
     }
 
     #[test]
-    fn packets_of_news_do_not_grow_with_the_neighbours_and_each_hears_in_turn() {
+    fn packets_of_news_of_a_busy_peer_do_not_grow_with_the_neighbours_and_each_hears_in_turn() {
         let meta = meta(3 << 20);
         let packets = |links| {
             let (mut state, conns) = peer(links, &meta);
             let mut heard = vec![0; conns.len()];
             for tick in 0..40 {
-                state.given(u64::from(tick) * 40, 1);
-                state.store(u64::from(tick) * 40, [(tick, 1)].into_iter());
+                // Busy: somebody waits for an upload.
+                let first = state.conns.values_mut().next().unwrap();
+                first.uploads.push_back(Upload::Group { group: 0, ends: None });
+                state.store([(tick, 1)].into_iter());
                 state.flush_haves(tick);
                 for ((id, wake), heard) in conns.iter().zip(&mut heard) {
                     if wake.notified().now_or_never().is_some() {
@@ -423,7 +420,7 @@ mod tests {
     fn news_of_an_idle_peer_do_not_wait() {
         let meta = meta(1 << 20);
         let (mut state, conns) = peer(40, &meta);
-        state.store(1000, [(0, 1)].into_iter());
+        state.store([(0, 1)].into_iter());
         assert!(conns.iter().all(|(_, wake)| wake.notified().now_or_never().is_some()));
     }
 

@@ -231,14 +231,14 @@ impl State {
     }
 
     /// Groups (with their bytes) are on disk: from now on others may have them.
-    pub fn store(&mut self, now: Millis, groups: impl Iterator<Item = (u32, usize)>) {
+    pub fn store(&mut self, groups: impl Iterator<Item = (u32, usize)>) {
         for (group, bytes) in groups {
             if self.stored.set(group) {
                 self.counts.bytes_held += bytes as u64;
                 self.log.push(group);
             }
         }
-        if self.is_idle(now) {
+        if self.is_idle() {
             self.conns.values().for_each(|c| c.wake.notify_one());
         }
     }
