@@ -5,7 +5,7 @@
 //! wrong on the way makes it the direct way: the store has the bytes.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
@@ -260,8 +260,8 @@ impl Wishes {
                 Ok((Some(writer.source().await?), parts))
             }
             Self::Ordered(urls) => {
-                let fetcher = Arc::new(Fetcher::new(FetchOptions::default())?);
-                let read = stream::iter(urls.clone()).map(|url| order(fetcher.clone(), url)).buffered(ORDERS_AT_ONCE);
+                let fetcher = fetcher()?;
+                let read = stream::iter(urls.clone()).map(|url| order(fetcher, url)).buffered(ORDERS_AT_ONCE);
                 let specs: Vec<PartSpec> = read.try_collect().await?;
                 let (mut source, mut parts) = (None, Vec::new());
                 for spec in specs {
@@ -276,8 +276,17 @@ impl Wishes {
     }
 }
 
+/// Made with the first share and then kept: reading the roots of TLS takes tens of milliseconds.
+fn fetcher() -> Result<&'static Fetcher> {
+    static FETCHER: OnceLock<Fetcher> = OnceLock::new();
+    if FETCHER.get().is_none() {
+        let _ = FETCHER.set(Fetcher::new(FetchOptions::default())?);
+    }
+    Ok(FETCHER.get().expect("set above"))
+}
+
 /// Home writes it while we ask for it.
-async fn order(fetcher: Arc<Fetcher>, url: String) -> Result<PartSpec> {
+async fn order(fetcher: &Fetcher, url: String) -> Result<PartSpec> {
     let (began, mut pause) = (Instant::now(), Duration::from_millis(20));
     loop {
         match fetcher.get(&url, ORDER_BYTES_MAX).await {
