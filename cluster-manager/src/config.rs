@@ -78,7 +78,7 @@ impl Default for JobDefaults {
 }
 
 /// How the domain's share of a job is loaded into its guests.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Overlay {
     pub mode: OverlayMode,

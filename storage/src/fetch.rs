@@ -7,7 +7,11 @@
 mod answer;
 mod ranges;
 
-use std::{path::Path, sync::atomic::AtomicU64, time::Duration};
+use std::{
+    path::Path,
+    sync::atomic::AtomicU64,
+    time::{Duration, Instant},
+};
 
 use bytes::{Bytes, BytesMut};
 use futures::{StreamExt, stream::BoxStream};
@@ -16,7 +20,12 @@ use serde::{Deserialize, Serialize};
 
 use self::answer::{checked, is_range, lost, name};
 pub use crate::error::StoreError as FetchError;
-use crate::{error::Reason, ledger::LedgerLimits, range::ByteRange, retry::RetryPolicy};
+use crate::{
+    error::Reason,
+    ledger::{GETS_AT_ONCE, LedgerLimits},
+    range::ByteRange,
+    retry::RetryPolicy,
+};
 
 /// How to fetch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,7 +47,7 @@ impl Default for FetchOptions {
     fn default() -> Self {
         let LedgerLimits { get_bytes_max, gap_bytes_max, .. } = LedgerLimits::default();
         Self {
-            parallel: 4,
+            parallel: GETS_AT_ONCE,
             get_bytes_max,
             gap_bytes_max,
             connect_timeout_ms: 5_000,
@@ -138,6 +147,21 @@ impl Fetcher {
             }
         };
         self.options.retry.run(&AtomicU64::new(0), get).await
+    }
+
+    /// As [`Fetcher::get`], for an object that is perhaps still being written: while it is not there it is asked for again, for `wait` at
+    /// most.
+    pub async fn get_when_written(&self, url: &str, bytes_max: u64, wait: Duration) -> Result<Bytes, FetchError> {
+        let (began, mut pause) = (Instant::now(), Duration::from_millis(20));
+        loop {
+            match self.get(url, bytes_max).await {
+                Err(error) if error.reason == Reason::NotFound && began.elapsed() < wait => {
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(Duration::from_secs(1));
+                }
+                read => return read,
+            }
+        }
     }
 
     /// One GET of one range, judged before its first byte. Not repeated: the caller knows what an attempt is worth.

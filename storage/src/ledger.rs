@@ -11,6 +11,9 @@
 
 use crate::range::ByteRange;
 
+/// GETs of one load that are under way together, unless somebody says otherwise: enough to fill a line from one store.
+pub const GETS_AT_ONCE: usize = 4;
+
 /// How ranges become GETs, and how many may fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LedgerLimits {

@@ -149,9 +149,7 @@ impl Coordinator {
 
     /// Orders that were still being written when their job ended. Only these: its target may be another job's by now.
     pub(super) fn discard_orders(&self, id: &JobId) {
-        let Some(OrderWriter { film, prepared, store, .. }) = self.writer(&DomainId(self.me.0.clone()), id) else {
-            return;
-        };
+        let Some(OrderWriter { film, prepared, store, .. }) = self.writer(&self.me, id) else { return };
         self.spawn("discard", async move {
             if let Err(error) = film.tidy(&store, &prepared, &BTreeMap::new(), &BTreeMap::new()).await {
                 warn!(%error, "orders are left in the target");

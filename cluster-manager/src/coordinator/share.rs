@@ -13,29 +13,25 @@ use federation::book::{TakenPart, TakenState};
 use federation::id::{JobId, LeaseId};
 use federation::message::{PartRef, Usage};
 use futures::stream::{self, StreamExt, TryStreamExt};
-use storage::error::Reason;
 use storage::fetch::{FetchOptions, Fetcher};
 use storage::film::part::{PartSpec, Source, Work};
 use storage::overlay::layout::Layout;
 use storage::overlay::metainfo::File;
 use storage::overlay::pass::Pass;
-use storage::overlay::share::{Choice, Facts, Way, files};
+use storage::overlay::share::{Choice, Facts, ONE_LOADS, Way, files};
 use storage::overlay::store::Files;
 use storage::range::ByteRange;
 use tempfile::TempDir;
-use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::orders::OrderWriter;
 use super::{Coordinator, Done, now};
-use crate::config::OverlayMode;
+use crate::config::{Overlay, OverlayMode};
 use crate::hosts::{TaskId, Where};
 use crate::swarm::source::{Held, Opened};
 use crate::swarm::{self, ServeArgs, Served};
 use crate::view::LoadDoc;
 
-/// As guests: it carries the rewritten index of its part.
-const ORDER_BYTES_MAX: u64 = 64 << 20;
 const ORDERS_AT_ONCE: usize = 16;
 /// Home writes orders right after the commitment. One that is later than this is the guest's to wait for.
 const ORDER_WAIT: Duration = Duration::from_secs(10);
@@ -102,33 +98,38 @@ impl Coordinator {
             }
             None => {}
         }
-        let loads = self.hosts.capacity().0;
-        let direct = |reason: &str| Share::Known {
-            job: job.clone(),
-            choice: Choice { way: Way::Direct, reason: reason.to_owned() },
-            swarm: None,
-        };
         let lease = task.lease.clone();
-        let mode = self.config.overlay.mode;
-        let share = match self.wishes(&lease) {
-            _ if mode == OverlayMode::Never => direct("the overlay is switched off"),
-            Some(wishes) if loads > 1 => {
-                let throttled = self.throttled.iter().map(|(_, requests)| requests).sum();
-                let (streams, listen) = (self.config.overlay.origin_streams, self.config.overlay.listen);
-                let dir = Self::shares_dir(&self.config.state_dir);
-                let look = Look { wishes, mode, loads, streams, throttled, listen, dir };
-                let (done, lease, job) = (self.done.0.clone(), lease.clone(), job.clone());
+        let share = match self.look(&lease) {
+            Ok(look) => {
+                let (done, lease) = (self.done.0.clone(), lease.clone());
                 self.spawn("share", async move {
                     let (choice, swarm) = look.run().await;
                     let _ = done.send(Done::Shared { lease, job, choice, swarm }).await; // fails only when we are leaving
                 });
-                self.shares.insert(task.lease.clone(), Share::Looking(vec![(task, url)]));
-                return;
+                Share::Looking(Vec::new())
             }
-            _ => direct("one guest loads at a time"),
+            Err(reason) => {
+                let choice = Choice { way: Way::Direct, reason: reason.to_owned() };
+                Share::Known { job, choice, swarm: None }
+            }
         };
         self.shares.insert(lease, share);
-        self.hosts.run(task, Where { url, swarm: None });
+        self.hand(task, url);
+    }
+
+    /// What is to be looked at before the way of a lease's bytes is chosen; or why there is no choice but the direct way.
+    fn look(&self, lease: &LeaseId) -> Result<Look, &'static str> {
+        let Overlay { mode, listen, origin_streams: streams } = self.config.overlay;
+        let loads = self.hosts.capacity().0;
+        if mode == OverlayMode::Never {
+            return Err("the overlay is switched off");
+        }
+        if loads < 2 {
+            return Err(ONE_LOADS);
+        }
+        let wishes = self.wishes(lease).ok_or(ONE_LOADS)?;
+        let throttled = self.throttled.iter().map(|(_, requests)| requests).sum();
+        Ok(Look { wishes, mode, loads, streams, throttled, listen, dir: Self::shares_dir(&self.config.state_dir) })
     }
 
     /// What the parts of a lease want; `None` when there is but one.
@@ -287,14 +288,6 @@ fn fetcher() -> Result<&'static Fetcher> {
 
 /// Home writes it while we ask for it.
 async fn order(fetcher: &Fetcher, url: String) -> Result<PartSpec> {
-    let (began, mut pause) = (Instant::now(), Duration::from_millis(20));
-    loop {
-        match fetcher.get(&url, ORDER_BYTES_MAX).await {
-            Err(error) if error.reason == Reason::NotFound && began.elapsed() < ORDER_WAIT => {
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(Duration::from_secs(1));
-            }
-            read => return serde_json::from_slice(&read?).context("understand an order"),
-        }
-    }
+    let json = fetcher.get_when_written(&url, PartSpec::BYTES_MAX, ORDER_WAIT).await?;
+    serde_json::from_slice(&json).context("understand an order")
 }

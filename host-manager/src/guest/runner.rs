@@ -8,7 +8,6 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use storage::error::Reason;
 use storage::fetch::{FetchOptions, Fetcher};
 use storage::film::part::{PartSpec, Work};
 use tokio::sync::{Semaphore, watch};
@@ -23,9 +22,6 @@ use super::{audio, video};
 
 /// Tasks a guest remembers; the host manager forgets each when its end is known, so this is only met by a fault.
 const TASKS_MAX: usize = 256;
-/// Bytes of an order; it carries the rewritten index of its part.
-const ORDER_BYTES_MAX: u64 = 64 << 20;
-
 /// Limits and places of a guest.
 #[derive(Clone, Debug)]
 pub struct GuestConfig {
@@ -192,19 +188,8 @@ async fn work(tools: &Tools, order: &Order, report: &Report) -> Result<(), Fault
 
 /// Home says that work may start before it has written what is to be done, so an order may come a little late.
 async fn read_order(tools: &Tools, url: &str) -> Result<PartSpec, Fault> {
-    let (began, mut pause) = (Instant::now(), Duration::from_millis(20));
-    loop {
-        match tools.fetcher()?.get(url, ORDER_BYTES_MAX).await {
-            Err(error) if error.reason == Reason::NotFound && began.elapsed() < tools.order_wait => {
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(Duration::from_secs(1));
-            }
-            read => {
-                let json = read.map_err(Fault::of_order)?;
-                return serde_json::from_slice(&json).map_err(|error| Fault::BadOrder(error.to_string()));
-            }
-        }
-    }
+    let json = tools.fetcher()?.get_when_written(url, PartSpec::BYTES_MAX, tools.order_wait).await;
+    serde_json::from_slice(&json.map_err(Fault::of_order)?).map_err(|error| Fault::BadOrder(error.to_string()))
 }
 
 /// Wall time since `began`.

@@ -15,6 +15,11 @@ pub struct PartSpec {
     pub work: Work,
 }
 
+impl PartSpec {
+    /// Of its JSON; it carries the rewritten index of its part.
+    pub const BYTES_MAX: u64 = 64 << 20;
+}
+
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 #[expect(clippy::large_enum_variant, reason = "one order is held at a time, and nearly all are for video")]

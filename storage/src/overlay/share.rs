@@ -9,6 +9,7 @@ use std::ops::Range;
 use super::layout::Layout;
 use super::metainfo::{File, Metainfo};
 use super::partition::Part;
+use crate::ledger::GETS_AT_ONCE;
 use crate::range::{ByteRange, coalesce};
 
 /// The overlay must spare the store at least this share of what is wanted: each byte that goes through it is read and hashed before
@@ -16,8 +17,10 @@ use crate::range::{ByteRange, coalesce};
 const COMMON_MIN: f64 = 0.1;
 /// So many requests put off are no accident.
 const THROTTLED_MIN: u64 = 3;
+/// The reason where there is nobody to share with.
+pub const ONE_LOADS: &str = "one guest loads at a time";
 /// Requests that a guest has open at the store while it loads one part.
-const STREAMS_PER_LOAD: u32 = 4;
+const STREAMS_PER_LOAD: u32 = GETS_AT_ONCE as u32;
 
 /// How the bytes of a share reach its guests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,7 +67,7 @@ impl Facts<'_> {
         let common = wanted - distinct;
         let choice = |way, reason| Choice { way, reason };
         if loads < 2 || distinct == 0 {
-            return choice(Way::Direct, "one guest loads at a time".to_owned());
+            return choice(Way::Direct, ONE_LOADS.to_owned());
         }
         if common as f64 >= COMMON_MIN * wanted as f64 {
             return choice(Way::Overlay, format!("{common} of {wanted} bytes are wanted by two guests or more"));
