@@ -251,6 +251,9 @@ pub struct TakenTerms {
     pub price: f64,
     pub path: Vec<DomainId>,
     pub depth_left: u32,
+    /// As in [`Award`](crate::message::Award).
+    #[serde(default)]
+    pub common: Option<u64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -180,6 +180,10 @@ pub struct Award {
     /// While on its way: how all addresses begin, and after `?` how all their queries begin. Set by [`Award::pack`].
     #[xml(attribute(default))]
     pub urls: Option<String>,
+    /// Bytes of the source that these parts want beyond the first time: of each byte wanted by n of them, n - 1. A hint for the way they
+    /// are loaded, not a term. The broker leaves it empty; the driver of the home fills it in when it sends.
+    #[xml(attribute(default))]
+    pub common: Option<u64>,
     #[xml(child(n = ..))]
     pub parts: Vec<PartAward>,
 }

@@ -10,6 +10,7 @@ use federation::message::{self, Award, Envelope, PartRef};
 use futures::stream::{self, StreamExt};
 use storage::error::StoreError;
 use storage::film::part::Source;
+use storage::overlay::share::Wanted;
 use storage::range::ByteRange;
 use storage::s3::Store;
 use tokio::sync::OnceCell;
@@ -83,12 +84,16 @@ impl OrderWriter {
     }
 }
 
-/// Fills in where the orders are that nobody has given yet.
+/// Fills in where the orders are that nobody has given yet, and how much their parts have in common.
 pub(super) async fn address_orders(award: &mut Award, writer: Option<&OrderWriter>) -> Result<(), String> {
     for part in award.parts.iter_mut().filter(|part| part.url.is_empty()) {
         let writer = writer.ok_or("there is no job to write it for")?;
         part.url =
             writer.address(part.part, part.attempt).await.map_err(|error| format!("part {}: {error}", part.part))?;
+    }
+    if let Some(writer) = writer {
+        let wishes: Vec<_> = award.parts.iter().filter_map(|part| writer.ranges(part.part)).collect();
+        award.common = Some(Wanted::of(&wishes).common);
     }
     award.pack();
     Ok(())

@@ -11,14 +11,14 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use federation::book::{TakenPart, TakenState};
 use federation::id::{JobId, LeaseId};
-use federation::message::{PartRef, Usage};
+use federation::message::Usage;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use storage::fetch::{FetchOptions, Fetcher};
 use storage::film::part::{PartSpec, Source, Work};
 use storage::overlay::layout::Layout;
 use storage::overlay::metainfo::File;
 use storage::overlay::pass::Pass;
-use storage::overlay::share::{Choice, Facts, ONE_LOADS, Way, files};
+use storage::overlay::share::{Choice, Facts, ONE_LOADS, Wanted, Way, files, union};
 use storage::overlay::store::Files;
 use storage::range::ByteRange;
 use tempfile::TempDir;
@@ -59,8 +59,8 @@ pub(super) struct Swarm {
 
 /// Where the wishes of the parts stand.
 enum Wishes {
-    /// In our own plan.
-    Planned(Box<OrderWriter>, Vec<PartRef>),
+    /// In our own plan: ranges of the source.
+    Planned(Box<OrderWriter>, Vec<Vec<ByteRange>>),
     /// In orders that home writes.
     Ordered(Vec<String>),
 }
@@ -69,9 +69,7 @@ enum Wishes {
 struct Look {
     wishes: Wishes,
     mode: OverlayMode,
-    loads: u32,
-    streams: Option<u32>,
-    throttled: u64,
+    facts: Facts,
     listen: std::net::IpAddr,
     dir: PathBuf,
 }
@@ -108,38 +106,41 @@ impl Coordinator {
                 });
                 Share::Looking(Vec::new())
             }
-            Err(reason) => {
-                let choice = Choice { way: Way::Direct, reason: reason.to_owned() };
-                Share::Known { job, choice, swarm: None }
-            }
+            Err(choice) => Share::Known { job, choice, swarm: None },
         };
         self.shares.insert(lease, share);
         self.hand(task, url);
     }
 
-    /// What is to be looked at before the way of a lease's bytes is chosen; or why there is no choice but the direct way.
-    fn look(&self, lease: &LeaseId) -> Result<Look, &'static str> {
+    /// What is to be looked at before the way of a lease's bytes is chosen; or the direct way, if that is clear without. Nobody's order is
+    /// read in vain: that would cost the store as many requests as there are parts, while the first guests begin.
+    fn look(&self, lease: &LeaseId) -> Result<Look, Choice> {
+        let direct = |reason: &str| Choice { way: Way::Direct, reason: reason.to_owned() };
         let Overlay { mode, listen, origin_streams: streams } = self.config.overlay;
-        let loads = self.hosts.capacity().0;
         if mode == OverlayMode::Never {
-            return Err("the overlay is switched off");
+            return Err(direct("the overlay is switched off"));
         }
-        if loads < 2 {
-            return Err(ONE_LOADS);
-        }
-        let wishes = self.wishes(lease).ok_or(ONE_LOADS)?;
         let throttled = self.throttled.iter().map(|(_, requests)| requests).sum();
-        Ok(Look { wishes, mode, loads, streams, throttled, listen, dir: Self::shares_dir(&self.config.state_dir) })
+        let facts = Facts { loads: self.hosts.capacity().0, streams, throttled };
+        let (wishes, wanted) = self.wishes(lease).filter(|_| facts.loads > 1).ok_or_else(|| direct(ONE_LOADS))?;
+        match wanted.map(|wanted| facts.choose(wanted)) {
+            Some(choice) if choice.way == Way::Direct && mode == OverlayMode::Auto => Err(choice),
+            _ => Ok(Look { wishes, mode, facts, listen, dir: Self::shares_dir(&self.config.state_dir) }),
+        }
     }
 
-    /// What the parts of a lease want; `None` when there is but one.
-    fn wishes(&self, lease: &LeaseId) -> Option<Wishes> {
+    /// What the parts of a lease want, and how much that is if anybody has said so; `None` when there is but one.
+    fn wishes(&self, lease: &LeaseId) -> Option<(Wishes, Option<Wanted>)> {
         let taken = self.domain.book().taken.get(lease).filter(|taken| taken.parts.len() > 1)?;
         if taken.terms.home != self.me {
-            return Some(Wishes::Ordered(taken.parts.values().map(|part| part.award.url.clone()).collect()));
+            let urls = taken.parts.values().map(|part| part.award.url.clone()).collect();
+            let (parts, bytes) = (taken.parts.len() as u32, taken.parts.values().map(|part| part.award.bytes).sum());
+            return Some((Wishes::Ordered(urls), taken.terms.common.map(|common| Wanted { parts, bytes, common })));
         }
-        let parts = taken.parts.iter().map(|(n, part)| PartRef { part: *n, attempt: part.award.attempt });
-        Some(Wishes::Planned(Box::new(self.writer(&self.me, &taken.terms.job)?), parts.collect()))
+        let writer = self.writer(&self.me, &taken.terms.job)?;
+        let ranges: Vec<_> = taken.parts.keys().filter_map(|part| writer.ranges(*part)).collect();
+        let wanted = Wanted::of(&ranges);
+        Some((Wishes::Planned(Box::new(writer), ranges), Some(wanted)))
     }
 
     pub(super) fn shared(&mut self, lease: LeaseId, job: JobId, choice: Choice, swarm: Option<Swarm>) {
@@ -200,9 +201,8 @@ impl Look {
                 return (direct("what the parts want is not known".to_owned()), None);
             }
         };
-        let facts = Facts { parts: &parts, loads: self.loads, streams: self.streams, throttled: self.throttled };
-        let mut choice = facts.choose();
-        let union = facts.union();
+        let mut choice = self.facts.choose(Wanted::of(&parts));
+        let union = union(&parts);
         if self.mode == OverlayMode::Always && !union.is_empty() {
             choice = Choice { way: Way::Overlay, reason: "configured".to_owned() };
         }
@@ -222,7 +222,7 @@ impl Look {
         let dir = tempfile::tempdir_in(&self.dir).context("make the directory of a share")?;
         let path = dir.path().join("bytes");
         // A store that puts requests off without a known limit is asked for one thing at a time.
-        let streams = self.streams.unwrap_or(if self.throttled > 0 { 1 } else { u32::MAX }).max(1);
+        let streams = self.facts.streams.unwrap_or(if self.facts.throttled > 0 { 1 } else { u32::MAX }).max(1);
         let parallel = FetchOptions::default().parallel.min(streams as usize);
         let fetcher = Fetcher::new(FetchOptions { parallel, ..FetchOptions::default() })?;
         let mut file = tokio::fs::File::create(&path).await.context("make the file of a share")?;
@@ -256,10 +256,7 @@ impl Wishes {
     /// The source, if any part wants bytes of it, and which.
     async fn read(&self) -> Result<(Option<Source>, Vec<Vec<ByteRange>>)> {
         match self {
-            Self::Planned(writer, parts) => {
-                let parts: Vec<_> = parts.iter().filter_map(|part| writer.ranges(part.part)).collect();
-                Ok((Some(writer.source().await?), parts))
-            }
+            Self::Planned(writer, ranges) => Ok((Some(writer.source().await?), ranges.clone())),
             Self::Ordered(urls) => {
                 let fetcher = fetcher()?;
                 let read = stream::iter(urls.clone()).map(|url| order(fetcher, url)).buffered(ORDERS_AT_ONCE);

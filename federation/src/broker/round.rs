@@ -270,6 +270,7 @@ impl Broker {
             renew_ms: lease.renew_ms,
             price_cap: lease.price * lease.parts.len() as f64,
             urls: None,
+            common: None,
             parts: lease.parts.iter().filter_map(part).collect(),
         })
     }

@@ -167,6 +167,7 @@ impl Contractor {
             price: hold.price,
             path,
             depth_left: hold.depth_left,
+            common: award.common,
         };
         let id = award.lease;
         self.heard.insert(id.clone(), cx.now);

@@ -69,6 +69,7 @@ fn samples() -> Vec<Body> {
             renew_ms: 20_000,
             price_cap: 3.3,
             urls: None,
+            common: Some(7),
             parts: vec![award],
         }),
         Body::Accept(Accept { lease: lease(), contract: "00ff".into() }),
@@ -132,7 +133,7 @@ fn award(parts: u32) -> Award {
     let part = |n: u32| PartAward { part: n, attempt: 1, bytes: 1_000_000, work_ms: 2_000, url: url(n) };
     let parts = (0..parts).map(part).collect();
     let (bid, lease, secret) = ("b-1-3".into(), "a-1-7".into(), "c0ffee".into());
-    Award { bid, lease, secret, ttl_ms: 1, renew_ms: 1, price_cap: 1.0, urls: None, parts }
+    Award { bid, lease, secret, ttl_ms: 1, renew_ms: 1, price_cap: 1.0, urls: None, common: None, parts }
 }
 
 #[test]

@@ -46,11 +46,28 @@ impl std::fmt::Display for Choice {
     }
 }
 
-/// What is known when the way is chosen.
-#[derive(Clone, Debug)]
-pub struct Facts<'a> {
-    /// Bytes of the source that each part wants.
-    pub parts: &'a [Vec<ByteRange>],
+/// What the parts of a share want of the source, together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    pub parts: u32,
+    /// A byte that two parts want counts twice.
+    pub bytes: u64,
+    /// Of these, all but the first of each.
+    pub common: u64,
+}
+
+impl Wanted {
+    /// `parts`: ranges of the source, for each part.
+    pub fn of(parts: &[Vec<ByteRange>]) -> Self {
+        let total = |ranges: &mut dyn Iterator<Item = &ByteRange>| ranges.map(|r| r.len()).sum::<u64>();
+        let bytes = total(&mut parts.iter().flatten());
+        Self { parts: parts.len() as u32, bytes, common: bytes - total(&mut union(parts).iter()) }
+    }
+}
+
+/// What else is known when the way is chosen.
+#[derive(Clone, Copy, Debug)]
+pub struct Facts {
     /// Parts that are loaded at the same time.
     pub loads: u32,
     /// Requests at one time that the store admits from this domain, where it limits them.
@@ -59,18 +76,16 @@ pub struct Facts<'a> {
     pub throttled: u64,
 }
 
-impl Facts<'_> {
-    pub fn choose(&self) -> Choice {
-        let loads = self.loads.min(self.parts.len() as u32);
-        let wanted: u64 = self.parts.iter().flatten().map(|r| r.len()).sum();
-        let distinct: u64 = self.union().iter().map(|r| r.len()).sum();
-        let common = wanted - distinct;
+impl Facts {
+    pub fn choose(&self, wanted: Wanted) -> Choice {
+        let loads = self.loads.min(wanted.parts);
+        let Wanted { bytes, common, .. } = wanted;
         let choice = |way, reason| Choice { way, reason };
-        if loads < 2 || distinct == 0 {
+        if loads < 2 || bytes == 0 {
             return choice(Way::Direct, ONE_LOADS.to_owned());
         }
-        if common as f64 >= COMMON_MIN * wanted as f64 {
-            return choice(Way::Overlay, format!("{common} of {wanted} bytes are wanted by two guests or more"));
+        if common as f64 >= COMMON_MIN * bytes as f64 {
+            return choice(Way::Overlay, format!("{common} of {bytes} bytes are wanted by two guests or more"));
         }
         match self.streams {
             Some(streams) if streams < loads * STREAMS_PER_LOAD => {
@@ -83,17 +98,16 @@ impl Facts<'_> {
             _ if self.throttled >= THROTTLED_MIN => {
                 choice(Way::Overlay, format!("the store put off {} requests lately", self.throttled))
             }
-            _ => choice(
-                Way::Direct,
-                format!("{common} of {wanted} bytes are wanted twice, and the store is not limited"),
-            ),
+            _ => {
+                choice(Way::Direct, format!("{common} of {bytes} bytes are wanted twice, and the store is not limited"))
+            }
         }
     }
+}
 
-    /// The bytes that anybody wants, sorted and apart.
-    pub fn union(&self) -> Vec<ByteRange> {
-        coalesce(self.parts.iter().flatten().copied(), 0)
-    }
+/// The bytes that any part wants, sorted and apart.
+pub fn union(parts: &[Vec<ByteRange>]) -> Vec<ByteRange> {
+    coalesce(parts.iter().flatten().copied(), 0)
 }
 
 /// One file for each range of the source.
@@ -173,7 +187,7 @@ mod tests {
     }
 
     fn way(parts: &[Vec<ByteRange>], loads: u32, streams: Option<u32>) -> Choice {
-        Facts { parts, loads, streams, throttled: 0 }.choose()
+        Facts { loads, streams, throttled: 0 }.choose(Wanted::of(parts))
     }
 
     #[test]
@@ -183,7 +197,7 @@ mod tests {
         assert_eq!(way(&apart, 2, None).way, Way::Direct);
         assert_eq!(way(&apart, 2, Some(8)).way, Way::Direct);
         assert_eq!(way(&apart, 2, Some(7)).way, Way::Overlay);
-        let throttled = |n| Facts { parts: &apart, loads: 2, streams: None, throttled: n }.choose().way;
+        let throttled = |n| Facts { loads: 2, streams: None, throttled: n }.choose(Wanted::of(&apart)).way;
         assert_eq!((throttled(2), throttled(3)), (Way::Direct, Way::Overlay));
         let choice = way(&same, 2, None);
         assert_eq!(choice.to_string(), "overlay: 80 of 200 bytes are wanted by two guests or more");
@@ -197,7 +211,7 @@ mod tests {
         let source: Vec<u8> = (0..900_000u32).map(|i| (i * 7 % 251) as u8).collect();
         let parts =
             [vec![range(500_000, 700_000), range(10, 90_000)], vec![range(80_000, 300_000), range(899_000, 900_000)]];
-        let union = Facts { parts: &parts, loads: 2, streams: None, throttled: 0 }.union();
+        let union = union(&parts);
         assert_eq!(union, [range(10, 300_000), range(500_000, 700_000), range(899_000, 900_000)]);
         let dataset: Vec<u8> =
             union.iter().flat_map(|r| &source[r.start() as usize..r.end() as usize]).copied().collect();
