@@ -87,7 +87,7 @@ impl Default for Config {
         Self {
             mode: Mode::Ours,
             expected: 0,
-            degree: 10,
+            degree: 12,
             interval_ms: 1000,
             relay_pieces: 2,
             leases_per_node: 3,
@@ -202,6 +202,9 @@ pub struct Policy {
     ready: BTreeSet<(u32, u32, NodeId)>,
     /// Nodes for which nothing is free at the moment.
     dry: BTreeSet<NodeId>,
+    /// Nodes that wait until the others have had as many leases.
+    ahead: BTreeSet<NodeId>,
+    tally: leases::Tally,
     slots: Slots,
     sending: u32,
     /// At the last tick somebody who is not slow could take leases.
@@ -232,6 +235,8 @@ impl Policy {
             free: Bits::full(pieces),
             ready: BTreeSet::new(),
             dry: BTreeSet::new(),
+            ahead: BTreeSet::new(),
+            tally: leases::Tally::default(),
             slots,
             sending: 0,
             swift: false,
@@ -473,7 +478,11 @@ impl Policy {
         self.connected(id, false);
         self.unready(id);
         self.dry.remove(&id);
+        self.ahead.remove(&id);
         let Some(node) = self.nodes.remove(&id) else { return };
+        if node.wants_all && node.leased > 0 {
+            self.tally.change(Some(node.leased), None);
+        }
         for other in node.kin {
             self.nodes.get_mut(&other).into_iter().for_each(|n| n.kin.retain(|kin| *kin != id));
         }

@@ -23,6 +23,9 @@ use crate::overlay::wire::{self, Block, Message, Ours};
 
 /// Groups asked of one connection and not here yet, at most.
 const WINDOW_MAX: u32 = 32;
+/// However slow the answers, so many groups are asked of all neighbours together: who has few neighbours would else be served less often
+/// than the others, and end long after them.
+const ASKED_MIN: u32 = 36;
 /// Answers faster than this ask for more at once, slower than that for less (milliseconds).
 const FAST_MS: Millis = 100;
 const SLOW_MS: Millis = 350;

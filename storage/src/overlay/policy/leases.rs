@@ -16,6 +16,10 @@ const SLOW_FACTOR: f64 = 2.0;
 const SLOW_BEHIND: u32 = 2;
 /// Of what is held against a slow node so much is left after each tick: in some seconds it is tried again.
 const FORGIVEN: f64 = 0.98;
+/// Where a lease takes longer than this, from the origin's decision to the acknowledgement, leases wait for each other: then so many in all
+/// are enough.
+const FAST_MS: f64 = 250.0;
+const LEASES_OUT: u32 = 24;
 
 impl Node {
     /// Leases that it bears already; a slow node counts as bearing more.
@@ -27,6 +31,29 @@ impl Node {
     /// else brings those bytes, and put last it would begin when the others are done.
     fn turn(&self, id: NodeId) -> (u32, u32, NodeId) {
         (if self.wants_all { self.burden() } else { self.outstanding }, self.leased, id)
+    }
+}
+
+/// How many leases the nodes have had that want everything and had any.
+#[derive(Clone, Debug, Default)]
+pub struct Tally(BTreeMap<u32, u32>);
+
+impl Tally {
+    /// What the node in the middle had, of two the one with more.
+    fn usual(&self) -> u32 {
+        let mut before = self.0.values().sum::<u32>() / 2;
+        let middle = self.0.iter().find(|(_, nodes)| before.checked_sub(**nodes).map(|left| before = left).is_none());
+        middle.map_or(0, |(leases, _)| *leases)
+    }
+
+    pub fn change(&mut self, from: Option<u32>, to: Option<u32>) {
+        if let Some(nodes) = from.and_then(|from| self.0.get_mut(&from)) {
+            *nodes -= 1;
+        }
+        self.0.retain(|_, nodes| *nodes > 0);
+        if let Some(to) = to {
+            *self.0.entry(to).or_default() += 1;
+        }
     }
 }
 
@@ -44,8 +71,18 @@ impl Policy {
 
     /// The next lease to send, if a slot and a ready node are there. Call again until `None`.
     pub fn next_lease(&mut self, now: Millis) -> Option<(NodeId, u32)> {
+        if self.out.is_empty() && self.ready.is_empty() {
+            self.let_ahead();
+        }
         while self.sending < self.slots.now {
             let (_, _, id) = *self.ready.first()?;
+            let node = self.nodes.get(&id)?;
+            let (bears, ahead) = (self.bears(node), self.is_ahead(node));
+            if !bears || ahead {
+                self.unready(id);
+                self.ahead.extend(ahead.then_some(id));
+                continue;
+            }
             match self.lease_for(now, id) {
                 Some(piece) => return Some((id, piece)),
                 None => {
@@ -65,7 +102,7 @@ impl Policy {
             return None;
         }
         let node = self.nodes.get(&id)?;
-        if !self.bears(node) || !self.may_lease(id, node.role) {
+        if !self.bears(node) || self.is_ahead(node) || !self.may_lease(id, node.role) {
             return None;
         }
         let piece = match self.config.mode {
@@ -74,10 +111,20 @@ impl Policy {
             Mode::Paper | Mode::Plain => self.random_missing(id),
         }?;
         self.unready(id);
+        let usual = self.tally.usual();
         let node = self.nodes.get_mut(&id)?;
         node.outstanding += 1;
-        node.leased += 1;
         node.cursor = piece + 1;
+        // Who comes late begins where the others are.
+        let before = (node.leased > 0).then_some(node.leased);
+        node.leased = before.unwrap_or(if node.wants_all { usual } else { 0 }) + 1;
+        let leased = node.leased;
+        if node.wants_all {
+            self.tally.change(before, Some(leased));
+            if self.tally.usual() > usual {
+                self.let_ahead();
+            }
+        }
         self.free.clear(piece);
         self.pieces[piece as usize] = Piece::Leased;
         self.out.insert((id, piece), Lease { since: now, sent: false });
@@ -87,10 +134,32 @@ impl Policy {
         Some(piece)
     }
 
+    /// Has had more leases than the node in the middle, by as many as a node may hold. Each node must pass what it alone was given to all
+    /// others, so that with twice the leases it would need twice the time; and the origin's fastest connection takes them all, if it
+    /// may, since it is fast because nothing makes it wait. An origin that has nothing else to send is not kept idle.
+    fn is_ahead(&self, node: &Node) -> bool {
+        let shared = self.config.mode == Mode::Ours && node.wants_all && !self.out.is_empty();
+        shared && node.leased >= self.tally.usual() + self.config.leases_per_node
+    }
+
+    fn let_ahead(&mut self) {
+        std::mem::take(&mut self.ahead).into_iter().for_each(|id| self.refresh(id));
+    }
+
     /// Has room for a lease. A slow node bears one, unless there is somebody better to bring the same bytes.
     fn bears(&self, node: &Node) -> bool {
         let others_bring = node.slow && self.swift && node.wants_all;
-        !others_bring && (node.outstanding == 0 || node.burden() < self.config.leases_per_node)
+        !others_bring && (node.outstanding == 0 || node.burden() < self.room(node))
+    }
+
+    /// Leases that a node may hold. More of them keep a fast origin busy while acknowledgements are on their way. What waits in a slow
+    /// one only makes each lease late: nobody has a byte to pass on before all first leases come together, and a slow node is not told
+    /// from a long queue.
+    fn room(&self, node: &Node) -> u32 {
+        let most = self.config.leases_per_node;
+        let fast = self.lease_ms > 0.0 && self.lease_ms < FAST_MS;
+        let queued = node.wants_all && !fast && self.config.mode == Mode::Ours;
+        if queued { (LEASES_OUT / self.nodes.len() as u32).clamp(1, most) } else { most }
     }
 
     /// Who is slow: measured by the node in the middle, so that never more than half of them are. A lease kept too long counts

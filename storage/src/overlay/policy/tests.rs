@@ -348,3 +348,59 @@ fn refusals_of_one_moment_count_once_and_slow_first_bytes_count_too() {
     (0..20).for_each(|i| policy.origin_answered(2000 + i, 400));
     assert_eq!(policy.snapshot().slots, 6);
 }
+
+#[test]
+fn who_acknowledges_first_is_given_hardly_more_leases_than_the_others() {
+    let mut policy = policy(8, 400);
+    let mut had = BTreeMap::<NodeId, u32>::new();
+    (0..8).for_each(|id| policy.connected(id, true));
+    // Node 0 has each lease at once, the others every tenth round.
+    for round in 0..200 {
+        let now = 500 + round * 20;
+        let mut given = Vec::new();
+        while let Some(lease) = policy.next_lease(now) {
+            policy.lease_sent(now, lease.0, lease.1);
+            *had.entry(lease.0).or_default() += 1;
+            given.push(lease);
+        }
+        policy.tick(now);
+        for (id, piece) in policy.out.keys().copied().collect::<Vec<_>>() {
+            if id == 0 || round % 10 == 9 {
+                policy.lease_done(now, id, piece);
+            }
+        }
+    }
+    let mut counts: Vec<_> = had.values().copied().collect();
+    counts.sort_unstable();
+    assert!(counts[4] > 10, "the origin is kept busy: {counts:?}");
+    // Who had its first lease later began where the others stood.
+    assert!(counts[7] - counts[4] <= 10, "{counts:?}");
+}
+
+#[test]
+fn many_nodes_hold_one_lease_each_until_leases_are_seen_to_be_fast() {
+    let mut policy = policy(20, 10_000);
+    let fill = |policy: &mut Policy, now| {
+        for id in 0..20 {
+            let orders = policy.announce(now, id, Report::default());
+            policy.connected(id, orders.origin);
+        }
+        while let Some((id, piece)) = policy.next_lease(now) {
+            policy.lease_sent(now, id, piece);
+        }
+        policy.out.len()
+    };
+    let end_all = |policy: &mut Policy, now| {
+        policy.out.keys().copied().collect::<Vec<_>>().into_iter().for_each(|(id, p)| policy.lease_done(now, id, p));
+    };
+    for now in [0, 1000, 2000] {
+        fill(&mut policy, now);
+        end_all(&mut policy, now + 1000);
+    }
+    assert_eq!(fill(&mut policy, 3000), 20);
+    for now in (3020..5000).step_by(20) {
+        end_all(&mut policy, now);
+        fill(&mut policy, now);
+    }
+    assert_eq!(fill(&mut policy, 5000), 60);
+}

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{BLOCK, Breach, CONTROL_MAX, FAST_MS, Kind, SLOW_MS, STORE, State, UPLOADS_MAX, Upload, WINDOW_MAX};
+use super::{
+    ASKED_MIN, BLOCK, Breach, CONTROL_MAX, FAST_MS, Kind, SLOW_MS, STORE, State, UPLOADS_MAX, Upload, WINDOW_MAX,
+};
 use crate::overlay::bits::Bits;
 use crate::overlay::layout::{GROUP, Layout};
 use crate::overlay::metainfo::{GroupHash, Metainfo};
@@ -202,6 +204,7 @@ impl State {
     pub fn arrived(&mut self, now: Millis, id: SourceId, group: u32, bytes: usize, meta: &Metainfo) -> bool {
         let arrival = self.picker.arrived(id, group);
         let mut from_origin = id == STORE;
+        let window_least = (ASKED_MIN / self.conns.len().max(1) as u32).max(1);
         if let Some(conn) = self.conns.get_mut(&id) {
             conn.strikes = 0;
             from_origin = conn.kind == Kind::Origin;
@@ -212,7 +215,7 @@ impl State {
                 if took < FAST_MS {
                     conn.window = (conn.window + 1).min(WINDOW_MAX);
                 } else if took > SLOW_MS {
-                    conn.window = (conn.window - 1).max(1);
+                    conn.window = (conn.window - 1).max(window_least);
                 }
             }
         }
