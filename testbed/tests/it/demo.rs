@@ -16,8 +16,9 @@ fn demo(state: &Path) -> Command {
     demo
 }
 
+/// What went wrong comes first: the rest is long, and whoever shows a failed test may cut it off.
 fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+    String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout)
 }
 
 #[test]
