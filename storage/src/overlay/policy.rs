@@ -478,11 +478,8 @@ impl Policy {
         self.connected(id, false);
         self.unready(id);
         self.dry.remove(&id);
-        self.ahead.remove(&id);
         let Some(node) = self.nodes.remove(&id) else { return };
-        if node.wants_all && node.leased > 0 {
-            self.tally.change(Some(node.leased), None);
-        }
+        self.uncount(&node);
         for other in node.kin {
             self.nodes.get_mut(&other).into_iter().for_each(|n| n.kin.retain(|kin| *kin != id));
         }

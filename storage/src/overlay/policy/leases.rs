@@ -46,8 +46,9 @@ impl Tally {
         middle.map_or(0, |(leases, _)| *leases)
     }
 
-    pub fn change(&mut self, from: Option<u32>, to: Option<u32>) {
-        if let Some(nodes) = from.and_then(|from| self.0.get_mut(&from)) {
+    /// A node had `from` leases and now has `to`; `None`: it is gone. Who had none was not counted.
+    fn change(&mut self, from: u32, to: Option<u32>) {
+        if let Some(nodes) = self.0.get_mut(&from) {
             *nodes -= 1;
         }
         self.0.retain(|_, nodes| *nodes > 0);
@@ -111,20 +112,10 @@ impl Policy {
             Mode::Paper | Mode::Plain => self.random_missing(id),
         }?;
         self.unready(id);
-        let usual = self.tally.usual();
+        self.count(id);
         let node = self.nodes.get_mut(&id)?;
         node.outstanding += 1;
         node.cursor = piece + 1;
-        // Who comes late begins where the others are.
-        let before = (node.leased > 0).then_some(node.leased);
-        node.leased = before.unwrap_or(if node.wants_all { usual } else { 0 }) + 1;
-        let leased = node.leased;
-        if node.wants_all {
-            self.tally.change(before, Some(leased));
-            if self.tally.usual() > usual {
-                self.let_ahead();
-            }
-        }
         self.free.clear(piece);
         self.pieces[piece as usize] = Piece::Leased;
         self.out.insert((id, piece), Lease { since: now, sent: false });
@@ -138,8 +129,34 @@ impl Policy {
     /// others, so that with twice the leases it would need twice the time; and the origin's fastest connection takes them all, if it
     /// may, since it is fast because nothing makes it wait. An origin that has nothing else to send is not kept idle.
     fn is_ahead(&self, node: &Node) -> bool {
-        let shared = self.config.mode == Mode::Ours && node.wants_all && !self.out.is_empty();
-        shared && node.leased >= self.tally.usual() + self.config.leases_per_node
+        let busy = !self.out.is_empty();
+        busy && self.in_step(node) && node.leased >= self.tally.usual() + self.config.leases_per_node
+    }
+
+    fn in_step(&self, node: &Node) -> bool {
+        self.config.mode == Mode::Ours && node.wants_all
+    }
+
+    /// One lease more. Who has its first one late begins where the others are.
+    fn count(&mut self, id: NodeId) {
+        let Some((leased, in_step)) = self.nodes.get(&id).map(|node| (node.leased, self.in_step(node))) else { return };
+        let usual = self.tally.usual();
+        let now = if in_step && leased == 0 { usual } else { leased } + 1;
+        self.nodes.get_mut(&id).into_iter().for_each(|node| node.leased = now);
+        if in_step {
+            self.tally.change(leased, Some(now));
+            if self.tally.usual() > usual {
+                self.let_ahead();
+            }
+        }
+    }
+
+    /// The node is gone; without it the one in the middle may be another.
+    pub(super) fn uncount(&mut self, node: &Node) {
+        if self.in_step(node) {
+            self.tally.change(node.leased, None);
+            self.let_ahead();
+        }
     }
 
     fn let_ahead(&mut self) {
@@ -158,8 +175,7 @@ impl Policy {
     fn room(&self, node: &Node) -> u32 {
         let most = self.config.leases_per_node;
         let fast = self.lease_ms > 0.0 && self.lease_ms < FAST_MS;
-        let queued = node.wants_all && !fast && self.config.mode == Mode::Ours;
-        if queued { (LEASES_OUT / self.nodes.len() as u32).clamp(1, most) } else { most }
+        if self.in_step(node) && !fast { (LEASES_OUT / self.nodes.len() as u32).clamp(1, most) } else { most }
     }
 
     /// Who is slow: measured by the node in the middle, so that never more than half of them are. A lease kept too long counts
