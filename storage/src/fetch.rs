@@ -9,7 +9,7 @@ mod ranges;
 
 use std::{
     path::Path,
-    sync::atomic::AtomicU64,
+    sync::{OnceLock, atomic::AtomicU64},
     time::{Duration, Instant},
 };
 
@@ -119,6 +119,23 @@ impl Fetcher {
             |error: reqwest::Error| FetchError::new(Reason::BadInput, "configure", "fetcher", error.without_url());
         let client = common().read_timeout(Duration::from_millis(options.read_timeout_ms)).build().map_err(bad)?;
         Ok(Self { client, uploads: common().build().map_err(bad)?, options })
+    }
+
+    /// The process's own, as the defaults have it. Made with its first use: reading the roots of TLS takes tens of milliseconds, and who is
+    /// idle needs neither them nor a pool of connections.
+    pub fn shared() -> Result<&'static Self, FetchError> {
+        static SHARED: OnceLock<Fetcher> = OnceLock::new();
+        if SHARED.get().is_none() {
+            let _ = SHARED.set(Self::new(FetchOptions::default())?); // somebody else's will do
+        }
+        Ok(SHARED.get().expect("set above"))
+    }
+
+    /// The same client, with so many GETs of one call at a time.
+    pub fn with_parallel(&self, parallel: usize) -> Self {
+        let mut same = self.clone();
+        same.options.parallel = parallel;
+        same
     }
 
     /// A whole object, which must not be larger than `bytes_max`.

@@ -5,7 +5,6 @@
 //! wrong on the way makes it the direct way: the store has the bytes.
 
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
@@ -13,8 +12,9 @@ use federation::book::{TakenPart, TakenState};
 use federation::id::{JobId, LeaseId};
 use federation::message::Usage;
 use futures::stream::{self, StreamExt, TryStreamExt};
-use storage::fetch::{FetchOptions, Fetcher};
+use storage::fetch::Fetcher;
 use storage::film::part::{PartSpec, Source, Work};
+use storage::ledger::GETS_AT_ONCE;
 use storage::overlay::layout::Layout;
 use storage::overlay::metainfo::File;
 use storage::overlay::pass::Pass;
@@ -223,8 +223,7 @@ impl Look {
         let path = dir.path().join("bytes");
         // A store that puts requests off without a known limit is asked for one thing at a time.
         let streams = self.facts.streams.unwrap_or(if self.facts.throttled > 0 { 1 } else { u32::MAX }).max(1);
-        let parallel = FetchOptions::default().parallel.min(streams as usize);
-        let fetcher = Fetcher::new(FetchOptions { parallel, ..FetchOptions::default() })?;
+        let fetcher = Fetcher::shared()?.with_parallel(GETS_AT_ONCE.min(streams as usize));
         let mut file = tokio::fs::File::create(&path).await.context("make the file of a share")?;
         let stats = fetcher.ranges_to_file(&source.url, &source.etag, union, &mut file, &mut |_| ()).await?;
         drop(file);
@@ -258,7 +257,7 @@ impl Wishes {
         match self {
             Self::Planned(writer, ranges) => Ok((Some(writer.source().await?), ranges.clone())),
             Self::Ordered(urls) => {
-                let fetcher = fetcher()?;
+                let fetcher = Fetcher::shared()?;
                 let read = stream::iter(urls.clone()).map(|url| order(fetcher, url)).buffered(ORDERS_AT_ONCE);
                 let specs: Vec<PartSpec> = read.try_collect().await?;
                 let (mut source, mut parts) = (None, Vec::new());
@@ -272,15 +271,6 @@ impl Wishes {
             }
         }
     }
-}
-
-/// Made with the first share and then kept: reading the roots of TLS takes tens of milliseconds.
-fn fetcher() -> Result<&'static Fetcher> {
-    static FETCHER: OnceLock<Fetcher> = OnceLock::new();
-    if FETCHER.get().is_none() {
-        let _ = FETCHER.set(Fetcher::new(FetchOptions::default())?);
-    }
-    Ok(FETCHER.get().expect("set above"))
 }
 
 /// Home writes it while we ask for it.

@@ -13,7 +13,7 @@ use tokio::sync::SemaphorePermit;
 
 use super::fault::Fault;
 use super::output::Output;
-use super::runner::{Report, Tools, ms};
+use super::runner::{Report, Tools, fetcher, ms};
 use super::task::Phase;
 
 /// `load` is the right to load; it is given back when all pieces are here.
@@ -28,7 +28,7 @@ pub(super) async fn run(
     let _disk = tools.root.reserve(total).await;
     let dir = tools.root.task_dir()?;
     let (joined, encoded) = (dir.path().join("joined"), dir.path().join("sound.mp4"));
-    join(tools, work, &joined, report).await?;
+    join(work, &joined, report).await?;
     report.phase(Phase::Loaded);
     drop(load);
 
@@ -47,17 +47,17 @@ pub(super) async fn run(
     report.phase(Phase::Publishing);
     let began = Instant::now();
     let output = Output::inspected(&encoded, &work.key, "audio/mp4").await?;
-    output.publish(tools.fetcher()?, &work.put, report).await?;
+    output.publish(fetcher()?, &work.put, report).await?;
     report.update(|state| state.usage.publish_ms += ms(began));
     Ok(())
 }
 
 /// A piece that is not byte for byte what its part reported is refused: joined sound has no seams to resynchronise at.
-async fn join(tools: &Tools, work: &AudioWork, joined: &Path, report: &Report) -> Result<(), Fault> {
+async fn join(work: &AudioWork, joined: &Path, report: &Report) -> Result<(), Fault> {
     let began = Instant::now();
     let mut file = File::create(joined).await?;
     for (n, piece) in work.pieces.iter().enumerate() {
-        let bytes = tools.fetcher()?.get(&piece.url, piece.size).await.map_err(Fault::of_source)?;
+        let bytes = fetcher()?.get(&piece.url, piece.size).await.map_err(Fault::of_source)?;
         if bytes.len() as u64 != piece.size || hex(&Sha256::digest(&bytes)) != piece.sha256 {
             return Err(Fault::SoundMismatch(format!("piece {n}, {} of {} bytes", bytes.len(), piece.size)));
         }

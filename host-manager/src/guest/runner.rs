@@ -5,10 +5,10 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use storage::fetch::{FetchOptions, Fetcher};
+use storage::fetch::Fetcher;
 use storage::film::part::{PartSpec, Work};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
@@ -61,19 +61,10 @@ pub(super) struct Tools {
     pub sound: Semaphore,
     order_wait: Duration,
     pub swarm_listen: IpAddr,
-    fetcher: OnceLock<Fetcher>,
 }
 
-impl Tools {
-    /// Made with the first task: an idle guest needs no TLS roots and no connection pool.
-    pub fn fetcher(&self) -> Result<&Fetcher, Fault> {
-        if self.fetcher.get().is_none() {
-            let made =
-                Fetcher::new(FetchOptions::default()).map_err(|error| Fault::Io(std::io::Error::other(error)))?;
-            let _ = self.fetcher.set(made);
-        }
-        Ok(self.fetcher.get().expect("set above"))
-    }
+pub fn fetcher() -> Result<&'static Fetcher, Fault> {
+    Fetcher::shared().map_err(|error| Fault::Io(std::io::Error::other(error)))
 }
 
 /// Why a task was not started.
@@ -96,7 +87,6 @@ impl Guest {
             sound: Semaphore::new(1),
             order_wait: config.order_wait,
             swarm_listen: config.swarm_listen,
-            fetcher: OnceLock::new(),
         };
         Ok(Arc::new(Self { tasks: Mutex::default(), tools: Arc::new(tools) }))
     }
@@ -188,7 +178,7 @@ async fn work(tools: &Tools, order: &Order, report: &Report) -> Result<(), Fault
 
 /// Home says that work may start before it has written what is to be done, so an order may come a little late.
 async fn read_order(tools: &Tools, url: &str) -> Result<PartSpec, Fault> {
-    let json = tools.fetcher()?.get_when_written(url, PartSpec::BYTES_MAX, tools.order_wait).await;
+    let json = fetcher()?.get_when_written(url, PartSpec::BYTES_MAX, tools.order_wait).await;
     serde_json::from_slice(&json.map_err(Fault::of_order)?).map_err(|error| Fault::BadOrder(error.to_string()))
 }
 

@@ -14,7 +14,7 @@ use tokio::sync::SemaphorePermit;
 
 use super::fault::Fault;
 use super::output::Output;
-use super::runner::{Report, Tools, ms};
+use super::runner::{Report, Tools, fetcher, ms};
 use super::swarm;
 use super::task::Phase;
 
@@ -42,7 +42,7 @@ pub(super) async fn run(
         None => None,
     };
     if seat.is_none() {
-        fetch(tools, work, &input, report).await?;
+        fetch(work, &input, report).await?;
     }
     hand_sound_on(tools, work, &input, &dir.path().join("sound"), report).await?;
     report.phase(Phase::Loaded);
@@ -64,7 +64,7 @@ pub(super) async fn run(
         checked.push((output, &rendition.put));
     }
     for (output, put) in checked {
-        output.publish(tools.fetcher()?, put, report).await?;
+        output.publish(fetcher()?, put, report).await?;
     }
     report.update(|state| state.usage.publish_ms += ms(began));
     if let Some(seat) = seat {
@@ -73,13 +73,13 @@ pub(super) async fn run(
     Ok(())
 }
 
-async fn fetch(tools: &Tools, work: &VideoWork, input: &Path, report: &Report) -> Result<(), Fault> {
+async fn fetch(work: &VideoWork, input: &Path, report: &Report) -> Result<(), Fault> {
     let began = Instant::now();
     let mut file = File::options().write(true).open(input).await?;
     file.seek(SeekFrom::End(0)).await?;
     let mut on_bytes = |bytes| report.update(|state| state.bytes = bytes);
     let (source, ranges) = (&work.source, &work.input.ranges);
-    let fetched = tools.fetcher()?.ranges_to_file(&source.url, &source.etag, ranges, &mut file, &mut on_bytes);
+    let fetched = fetcher()?.ranges_to_file(&source.url, &source.etag, ranges, &mut file, &mut on_bytes);
     let stats = fetched.await.map_err(Fault::of_source)?;
     report.update(|state| {
         state.bytes = stats.bytes;
@@ -101,7 +101,7 @@ async fn hand_sound_on(
     let Some((cut, args)) = work.audio.as_ref().zip(ffmpeg::audio_copy_args(work, input, sound)) else { return Ok(()) };
     let began = Instant::now();
     let cpu_ms = tools.encoder.run(&args, input.parent().unwrap_or(input), |_| ()).await?;
-    Output::raw(sound, &cut.key, "application/octet-stream").await?.publish(tools.fetcher()?, &cut.put, report).await?;
+    Output::raw(sound, &cut.key, "application/octet-stream").await?.publish(fetcher()?, &cut.put, report).await?;
     report.update(|state| {
         state.usage.load_ms += ms(began);
         state.usage.cpu_ms += cpu_ms;

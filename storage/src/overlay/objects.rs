@@ -6,14 +6,14 @@ use futures::{Stream, StreamExt};
 
 use super::metainfo::{self, File};
 use crate::error::{Reason, StoreError};
+use crate::ledger::GETS_AT_ONCE;
 use crate::range::ByteRange;
 use crate::s3::{ObjectPath, Store};
 
 /// Objects of one dataset; a listing of more is refused.
 const OBJECTS_MAX: usize = 100_000;
-/// Bytes of one GET (AWS's own advice is 8-16 MiB), and GETs at once of a pass: their product is its memory.
+/// Bytes of one GET (AWS's own advice is 8-16 MiB); a pass holds as many of these in memory as it has GETs at once.
 pub const GET_BYTES: u64 = 8 << 20;
-const PARALLEL: usize = 4;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Object {
@@ -131,6 +131,6 @@ impl Objects {
         let get = move |(object, range): (&'a Object, ByteRange)| async move {
             store.get_range(&object.path, range, Some(&object.etag)).await
         };
-        futures::stream::iter(spans).map(get).buffered(PARALLEL)
+        futures::stream::iter(spans).map(get).buffered(GETS_AT_ONCE)
     }
 }

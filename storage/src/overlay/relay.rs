@@ -14,7 +14,7 @@ use super::metainfo::Metainfo;
 use super::peer::Peer;
 use super::policy::NodeId;
 use crate::error::{Reason, StoreError};
-use crate::fetch::{FetchOptions, Fetcher};
+use crate::fetch::Fetcher;
 use crate::range::ByteRange;
 use crate::retry::RetryPolicy;
 
@@ -23,7 +23,7 @@ const WAIT: Duration = Duration::from_millis(1000);
 
 /// Reads what the controller leases, two reads at a time, until it says that the load is over.
 pub(super) async fn run(controller: &Controller, peer: &Peer, meta: &Metainfo, node: NodeId) -> Stopped {
-    let fetcher = match Fetcher::new(FetchOptions::default()) {
+    let fetcher = match Fetcher::shared() {
         Ok(fetcher) => fetcher,
         Err(error) => return Stopped(format!("{}: {error}", error.code())),
     };
@@ -40,7 +40,7 @@ struct Relay<'a> {
     peer: &'a Peer,
     meta: &'a Metainfo,
     node: NodeId,
-    fetcher: Fetcher,
+    fetcher: &'static Fetcher,
 }
 
 impl Relay<'_> {
