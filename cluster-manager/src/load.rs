@@ -170,8 +170,7 @@ impl Node {
             let share = Share { number: number as usize + 1, of: args.to as usize };
             let part = swarm::part_of(&served.meta.layout, share, args.overlap)?;
             member.demand = part.pieces(&served.meta.layout);
-            demand.extend(part.own.iter().chain(&part.seed_only).cloned());
-            demand.sort_by_key(|range| range.start);
+            demand = part.demand();
             Store::open_part(&dir, &served.meta, &format!("{}-of-{}", share.number, share.of), &part)
         } else {
             Store::open(&dir, &served.meta)
@@ -186,7 +185,7 @@ impl Node {
         };
         let cannot = |e: &dyn std::error::Error| Failure::new(3, "cannot-join", swarm::chain(e));
         let listen = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
-        let config = Config { listen, rate: args.rate.0, upload_slots: 4, connections_max: 64, node: id };
+        let config = Config { rate: args.rate.0, ..Config::new(listen, id) };
         let place = Place::Filling(store, have);
         let peer = Peer::start(served.meta.clone(), Vec::new(), place, config, None).await.map_err(|e| cannot(&e))?;
         let controller = Controller::new(&served.url, listen.ip()).map_err(|e| cannot(&e))?;

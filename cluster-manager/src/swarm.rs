@@ -25,7 +25,7 @@ use storage::overlay::policy::{self, Mode};
 use storage::overlay::store::Store;
 use tokio::net::TcpListener;
 
-use self::source::{Hashed, Held, Opened, Source, StoreArgs, Wanted};
+use self::source::{Hashed, Held, Opened, Original, Source, StoreArgs, Wanted};
 use crate::torrent_controller::{self, LEASE_MS_MIN, Origin, StoreOrigin, TorrentController};
 
 #[derive(Debug, Subcommand)]
@@ -144,10 +144,10 @@ pub struct Share {
     pub of: usize,
 }
 
-/// Groups being written at once, and connections, for a peer and for the origin.
-const PEER_SLOTS: usize = 4;
-const PEER_CONNECTIONS: usize = 64;
+/// The origin is everybody's neighbour.
 const ORIGIN_CONNECTIONS: usize = 16_384;
+/// Between looks at the files that are served.
+const LOOK_AT_SOURCE: Duration = Duration::from_secs(1);
 /// How long a failed load is still told to its nodes, in seconds.
 const LAST_WORDS_S: u32 = 5;
 
@@ -257,13 +257,8 @@ pub async fn start(args: &ServeArgs, opened: Opened, from_store: u64) -> Result<
             // The controller names the origin's address, and the origin asks the controller: find the port first.
             let at = free_port(SocketAddr::new(listen.ip(), args.peer_port)).await.map_err(cannot)?;
             let controller = TorrentController::new(meta.clone(), config, Origin::Peer(at), seed());
-            let config = Config {
-                listen: at,
-                rate: args.rate.0,
-                upload_slots: PEER_SLOTS,
-                connections_max: ORIGIN_CONNECTIONS,
-                node: seed(),
-            };
+            let own = Config::new(at, seed());
+            let config = Config { rate: args.rate.0, connections_max: ORIGIN_CONNECTIONS, ..own };
             let hashes = hashes.into_iter().map(Some).collect();
             // In a plain swarm the origin is a seed like any other.
             let book = (args.mode != Mode::Plain).then(|| controller.clone() as Arc<dyn LeaseBook>);
@@ -285,15 +280,12 @@ pub async fn start(args: &ServeArgs, opened: Opened, from_store: u64) -> Result<
             loop {
                 tokio::time::sleep(TorrentController::TICK).await;
                 ticking.tick();
-                if let Some(original) = original.as_ref().filter(|original| original.has_changed()) {
-                    let path = original.path.display();
-                    ticking.fail(format!("origin-changed: {path} changed while it was served; serve it again"));
-                }
             }
         };
         tokio::select! {
             ended = async { axum::serve(http, router).await } => ended,
             () = passing => Ok(()),
+            () = watch_over(original, &ticking) => Ok(()),
         }
     });
     let url = swarm_url(listen, &meta.name);
@@ -412,13 +404,7 @@ async fn get(args: GetArgs) -> Result<(), Failure> {
     }
     .map_err(on_disk)?;
     let resumed = have.count();
-    let config = Config {
-        listen: args.listen,
-        rate: args.rate.0,
-        upload_slots: PEER_SLOTS,
-        connections_max: PEER_CONNECTIONS,
-        node,
-    };
+    let config = Config { rate: args.rate.0, ..Config::new(args.listen, node) };
     let peer = Peer::start(meta.clone(), Vec::new(), Place::Filling(store, have), config, None).await;
     let peer = peer.map_err(|e| Failure::new(3, "cannot-listen", e))?;
     let (end, path) = tokio::select! {
@@ -430,6 +416,20 @@ async fn get(args: GetArgs) -> Result<(), Failure> {
     peer.stop().await;
     // Interrupted while seeding is not a failure: the file is whole.
     if path.is_some() { Ok(()) } else { end }
+}
+
+/// Ends the load when the source is no longer what was hashed. Never returns.
+async fn watch_over(original: Option<Original>, controller: &TorrentController) {
+    let Some(original) = original.map(Arc::new) else { return std::future::pending().await };
+    loop {
+        tokio::time::sleep(LOOK_AT_SOURCE).await;
+        let looked = original.clone();
+        // Many files, or a file system far away, take their time.
+        if tokio::task::spawn_blocking(move || looked.has_changed()).await.is_ok_and(|changed| changed) {
+            let path = original.path.display();
+            controller.fail(format!("origin-changed: {path} changed while it was served; serve it again"));
+        }
+    }
 }
 
 /// The bytes of one share: parts are equal, and cut where pieces are.

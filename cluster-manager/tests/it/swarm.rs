@@ -75,7 +75,7 @@ impl Node {
         std::fs::create_dir_all(&dir).unwrap();
         let (store, have) = Store::open(&dir, &meta).unwrap();
         let listen = SocketAddr::new(ip, 0);
-        let config = Config { listen, rate: None, upload_slots: 4, connections_max: 64, node: id };
+        let config = Config::new(listen, id);
         let peer = Peer::start(meta.clone(), vec![], Place::Filling(store, have), config, None).await.unwrap();
         let peer = Arc::new(peer);
         let (follower, followed) = (peer.clone(), meta.clone());

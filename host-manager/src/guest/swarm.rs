@@ -21,8 +21,6 @@ use super::runner::{Report, Tools, ms};
 
 /// A swarm that brought nothing for so long is left.
 const PATIENCE: Duration = Duration::from_secs(60);
-const UPLOAD_SLOTS: usize = 4;
-const CONNECTIONS_MAX: usize = 64;
 
 /// Appends the ranges, in their order, to `input`. `None`: the swarm did not bring them, and `input` is as it was.
 pub(super) async fn load(
@@ -69,8 +67,8 @@ async fn from_swarm(
     let node = uuid::Uuid::new_v4().as_u64_pair().0;
     let member = Member { node, rack: 0, demand: part.pieces(&meta.layout) };
     let listen = (tools.swarm_listen, 0).into();
-    let config = Config { listen, rate: None, upload_slots: UPLOAD_SLOTS, connections_max: CONNECTIONS_MAX, node };
-    let peer = Peer::start(meta.clone(), Vec::new(), Place::Filling(store, have), config, None).await;
+    let peer =
+        Peer::start(meta.clone(), Vec::new(), Place::Filling(store, have), Config::new(listen, node), None).await;
     let seat = Joined::start(controller, peer.map_err(|e| text(&e))?, meta, member);
     let (mut from_peers, mut from_origin) = (0, 0);
     let loaded = seat.whole(PATIENCE, |progress| {

@@ -61,6 +61,13 @@ pub struct Part {
 }
 
 impl Part {
+    /// All that it holds in the end, sorted.
+    pub fn demand(&self) -> Vec<Range<u64>> {
+        let mut all: Vec<_> = self.own.iter().chain(&self.seed_only).cloned().collect();
+        all.sort_by_key(|range| range.start);
+        all
+    }
+
     /// The same in pieces, as announces tell it: `[start, end, seed only]`.
     pub fn pieces(&self, layout: &Layout) -> Vec<(u32, u32, bool)> {
         let pieces = |bytes: &Range<u64>, seed_only| {
@@ -260,12 +267,7 @@ pub fn overlap(parts: &mut [Part], r: f64) {
 
 /// Parts as nodes for the lower bound: overlap is taken in like everything else.
 pub fn demands(parts: &[Part], up: f64, down: f64) -> Vec<Node> {
-    let demand = |part: &Part| {
-        let mut all: Vec<_> = part.own.iter().chain(&part.seed_only).cloned().collect();
-        all.sort_by_key(|r| r.start);
-        all
-    };
-    parts.iter().map(|part| Node { demand: demand(part), up, down, rack: 0 }).collect()
+    parts.iter().map(|part| Node { demand: part.demand(), up, down, rack: 0 }).collect()
 }
 
 fn even_cuts(len: u64, parts: usize) -> Result<Vec<u64>, Error> {

@@ -55,6 +55,13 @@ pub struct Config {
     pub node: NodeId,
 }
 
+impl Config {
+    /// As nodes of a swarm are: without a cap, and with few uploads at a time, since each ends the later the more there are.
+    pub fn new(listen: SocketAddr, node: NodeId) -> Self {
+        Self { listen, rate: None, upload_slots: 4, connections_max: 64, node }
+    }
+}
+
 /// What the origin asks before it sends anything: the controller's policy behind a lock.
 pub trait LeaseBook: Send + Sync {
     /// The node can take leases from here on, or no more.

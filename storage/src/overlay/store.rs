@@ -199,7 +199,7 @@ impl Store {
     /// directory. All ranges begin and end where groups do, or at the end of the dataset.
     pub fn open_part(dir: &Path, meta: &Metainfo, label: &str, part: &Part) -> Result<(Self, Bits), Error> {
         let mut want = Bits::new(meta.layout.groups());
-        part.own.iter().chain(&part.seed_only).for_each(|bytes| want.set_range(meta.layout.to_groups(bytes.clone())));
+        part.demand().into_iter().for_each(|bytes| want.set_range(meta.layout.to_groups(bytes)));
         let name = format!("{}.{label}", meta.name);
         Self::stage(dir, &name, meta, want, |root| Files::part(root, part))
     }

@@ -365,8 +365,7 @@ fn one(args: &OverlayArgs, client: Client, round: u32) -> anyhow::Result<Run> {
 
 /// Bytes that all hosts take in together.
 fn wanted(args: &OverlayArgs) -> anyhow::Result<u64> {
-    let of =
-        |host| Ok(args.part(host)?.own.iter().chain(&args.part(host)?.seed_only).map(|r| r.end - r.start).sum::<u64>());
+    let of = |host| Ok(args.part(host)?.demand().into_iter().map(|range| range.end - range.start).sum::<u64>());
     (1..=args.hosts).map(of).sum()
 }
 

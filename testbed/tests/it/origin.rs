@@ -97,7 +97,7 @@ impl Node {
                 Store::open_part(&dir, &meta, &format!("{}-of-{}", share.number, share.of), &part).unwrap()
             }
         };
-        let config = Config { listen, rate, upload_slots: 4, connections_max: 64, node: id };
+        let config = Config { rate, ..Config::new(listen, id) };
         let peer = Peer::start(meta.clone(), vec![], Where::Filling(store, have), config, None).await.unwrap();
         let peer = Arc::new(peer);
         let followed = peer.clone();
