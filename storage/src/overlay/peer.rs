@@ -188,10 +188,10 @@ impl Peer {
     /// The controller's word: connect to these; ordinary clients of these addresses may connect here.
     pub fn know(&self, peers: &[SocketAddr], origin: Option<SocketAddr>, guests: impl IntoIterator<Item = IpAddr>) {
         let dial: Vec<_> = {
-            let mut state = self.shared.state();
+            let (now, mut state) = (self.shared.now(), self.shared.state());
             state.guests = BTreeSet::from_iter(guests);
+            state.named(now, peers);
             let room = self.shared.config.connections_max.saturating_sub(state.conns.len());
-            let now = self.shared.now();
             let wanted = origin.into_iter().chain(peers.iter().copied()).filter(|a| *a != self.address);
             wanted.filter(|a| state.may_dial(now, *a)).take(room).collect()
         };

@@ -42,6 +42,8 @@ const HAVES_MAX: usize = 16_384;
 /// Bytes of bits in one message.
 const BITS_MAX: usize = 128 << 10;
 const REDIAL_MS: Millis = 2000;
+/// A neighbour that the controller has not named for so long is asked for nothing more: by then the other side has heard of it too.
+const UNNAMED_MS: Millis = 3000;
 /// Neighbours that hear of new groups in one tick; of more, all in every second tick, and so on.
 const LINKS_PER_TICK: usize = 10;
 
@@ -82,6 +84,8 @@ pub struct Conn {
     asked: u32,
     strikes: u32,
     choked: bool,
+    /// Since when the controller no longer names it as a neighbour.
+    unnamed: Option<Millis>,
     /// Groups the origin leased to us: it hears when they are here.
     leased: BTreeSet<u32>,
     /// Groups of each piece leased to it that it has not acknowledged.
@@ -123,6 +127,12 @@ pub struct State {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Breach(pub &'static str);
 
+impl Conn {
+    fn is_over(&self, now: Millis) -> bool {
+        self.unnamed.is_some_and(|since| now.saturating_sub(since) >= UNNAMED_MS)
+    }
+}
+
 impl State {
     pub fn new(meta: &Metainfo, hashes: Vec<Option<Vec<GroupHash>>>, want: Bits, have: Bits, me: NodeId) -> Self {
         let mut hashes: Vec<_> = hashes.into_iter().map(|h| h.map(Arc::new)).collect();
@@ -159,6 +169,21 @@ impl State {
             self.not_before.insert(address, now + REDIAL_MS);
         }
         free && !self.blamed.contains(&address)
+    }
+
+    /// The controller's list of neighbours. Who is no longer on it is let go once nothing is on its way, by the side that dialled: links that stay would
+    /// make of a graph that is re-dealt again and again one in which everybody is linked with everybody.
+    pub fn named(&mut self, now: Millis, peers: &[SocketAddr]) {
+        // A controller that was just started knows nobody yet.
+        if peers.is_empty() {
+            return;
+        }
+        for conn in self.conns.values_mut().filter(|conn| conn.kind == Kind::Ours) {
+            conn.unnamed = if peers.contains(&conn.listen) { None } else { conn.unnamed.or(Some(now)) };
+        }
+        let over = |c: &Conn| c.is_over(now) && c.outgoing && c.asked == 0 && c.uploads.is_empty();
+        let over: Vec<_> = self.conns.iter().filter(|(_, conn)| over(conn)).map(|(id, _)| *id).collect();
+        over.into_iter().for_each(|id| drop(self.drop_conn(id)));
     }
 
     pub fn dial_failed(&mut self, now: Millis, address: SocketAddr) {
@@ -202,6 +227,7 @@ impl State {
             asked: 0,
             strikes: 0,
             choked: kind == Kind::Ordinary,
+            unnamed: None,
             leased: BTreeSet::new(),
             lease_left: BTreeMap::new(),
             hashes_sent: BTreeSet::new(),
@@ -425,6 +451,48 @@ mod tests {
         let (mut state, conns) = peer(40, &meta);
         state.store([(0, 1)].into_iter());
         assert!(conns.iter().all(|(_, wake)| wake.notified().now_or_never().is_some()));
+    }
+
+    #[test]
+    fn neighbours_that_answer_late_are_asked_for_as_much_together_however_few_they_are() {
+        let meta = meta(64 << 20);
+        for (links, each) in [(1, WINDOW_MAX), (4, 9), (12, 3), (50, 1)] {
+            let (mut state, conns) = peer(links, &meta);
+            let id = conns[0].0;
+            (0..meta.layout.groups()).for_each(|g| state.picker.source_has(id, g));
+            state.fill(0, id, &meta);
+            for now in (1..100).map(|n| n * 2 * SLOW_MS) {
+                let asked = (0..meta.layout.groups()).find(|g| state.picker.expects(id, *g)).unwrap();
+                state.arrived(now, id, asked, 1, &meta);
+            }
+            assert_eq!(state.conns[&id].window, each, "{links} neighbours");
+        }
+    }
+
+    #[test]
+    fn a_neighbour_no_longer_named_is_asked_for_nothing_and_let_go_when_nothing_is_on_its_way() {
+        let meta = meta(8 << 20);
+        let (mut state, conns) = peer(2, &meta);
+        let (kept, let_go) = (conns[0].0, conns[1].0);
+        (0..meta.layout.groups()).for_each(|g| state.picker.source_has(let_go, g));
+        state.fill(0, let_go, &meta);
+        let asked = (0..meta.layout.groups()).filter(|g| state.picker.expects(let_go, *g)).collect::<Vec<_>>();
+        let named = [state.conns[&kept].listen];
+        for now in [0, UNNAMED_MS - 1, UNNAMED_MS] {
+            state.named(now, &named);
+            state.named(now, &[]); // says nothing
+        }
+        for group in asked {
+            assert!(state.conns.contains_key(&let_go));
+            state.arrived(UNNAMED_MS, let_go, group, 1, &meta);
+            state.named(UNNAMED_MS, &named);
+        }
+        assert_eq!(state.conns.keys().collect::<Vec<_>>(), [&kept]);
+        // Named again in time, it stays.
+        state.named(2 * UNNAMED_MS, &[SocketAddr::from(([127, 0, 0, 9], 9))]);
+        state.named(3 * UNNAMED_MS - 1, &named);
+        state.named(4 * UNNAMED_MS, &named);
+        assert!(state.conns.contains_key(&kept));
     }
 
     #[test]

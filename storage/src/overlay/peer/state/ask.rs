@@ -15,7 +15,8 @@ impl State {
         }
         loop {
             let Some(conn) = self.conns.get_mut(&id) else { return };
-            if conn.choked || conn.kind == Kind::Origin || conn.asked >= conn.window || self.failed.is_some() {
+            let idle = conn.choked || conn.kind == Kind::Origin || conn.is_over(now);
+            if idle || conn.asked >= conn.window || self.failed.is_some() {
                 return;
             }
             let (hashes, asked) = (&self.hashes, &self.hash_asked);

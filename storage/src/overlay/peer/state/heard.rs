@@ -204,7 +204,7 @@ impl State {
     pub fn arrived(&mut self, now: Millis, id: SourceId, group: u32, bytes: usize, meta: &Metainfo) -> bool {
         let arrival = self.picker.arrived(id, group);
         let mut from_origin = id == STORE;
-        let window_least = (ASKED_MIN / self.conns.len().max(1) as u32).max(1);
+        let window_least = (ASKED_MIN / self.conns.len().max(1) as u32).clamp(1, WINDOW_MAX);
         if let Some(conn) = self.conns.get_mut(&id) {
             conn.strikes = 0;
             from_origin = conn.kind == Kind::Origin;
