@@ -49,6 +49,9 @@ const AD_REFRESH_MS: u64 = 30_000;
 /// Readers see what has changed after this; until then nobody's message waits for their documents.
 const SHOW_AFTER: Duration = Duration::from_millis(50);
 
+/// Orders wait so long at most until no answer to a message of ours is awaited.
+const ORDERS_AFTER: Duration = Duration::from_millis(100);
+
 /// A question from the REST side.
 pub enum Ask {
     Locate { job: String, path: String, reply: oneshot::Sender<Located> },
@@ -132,6 +135,8 @@ pub struct Coordinator {
     snapshot: watch::Sender<Arc<Snapshot>>,
     rooms: rooms::Rooms,
     peers: BTreeMap<DomainId, Peer>,
+    /// Messages of ours whose answers have still to come, or to be acted upon.
+    asked: watch::Sender<usize>,
     /// Requests of peers that the domain has still to answer.
     open: BTreeMap<(DomainId, MessageId), Responder>,
     hosts: Hosts,
@@ -212,6 +217,7 @@ impl Coordinator {
             snapshot,
             rooms,
             peers: BTreeMap::new(),
+            asked: watch::Sender::new(0),
             open: BTreeMap::new(),
             hosts: Hosts::default(),
             shares: BTreeMap::new(),
@@ -340,13 +346,14 @@ impl Coordinator {
     fn send(&self, to: DomainId, mut envelope: Envelope, timeout: Duration) {
         let done = self.done.0.clone();
         let id = envelope.id.clone();
+        self.asked.send_modify(|asked| *asked += 1);
         let Some(peer) = self.peers.get(&to).map(|p| p.jid.clone()) else {
             self.spawn("unreachable", async move {
                 let _ = done.send(Done::Answer { id, from: to, result: Err(Lost::Unreachable) }).await;
             });
             return;
         };
-        let agent = self.agent.clone();
+        let (agent, mut quiet) = (self.agent.clone(), self.asked.subscribe());
         let (writer, job) = (self.order_writer(&envelope), envelope.job.clone());
         let committed = match &envelope.body {
             Body::Commit(commit) => self.domain.book().leases.get(&commit.lease).map(|lease| lease.parts.clone()),
@@ -368,8 +375,10 @@ impl Coordinator {
                 Err(IqFailure::Remote(_) | IqFailure::TooLarge { .. }) => Err(Lost::Unreachable),
             };
             let _ = done.send(Done::Answer { id, from: to, result }).await;
-            // After the answer, whatever it is: no message waits for the store, and a guest waits for its order.
+            // After the answer, whatever it is: no message waits for the store, and a guest waits for its order. Other domains' answers go first,
+            // too: signing and writing take longer than a negotiation, and who was committed first has nothing to gain.
             if let (Some(writer), Some(parts)) = (writer, committed) {
+                let _ = tokio::time::timeout(ORDERS_AFTER, quiet.wait_for(|asked| *asked == 0)).await;
                 writer.write_all(&parts).await;
                 let _ = done.send(Done::Written { job }).await;
             }
@@ -379,7 +388,9 @@ impl Coordinator {
     fn on_done(&mut self, done: Done) -> Result<()> {
         match done {
             Done::Answer { id, from, result } => {
-                self.step(Input::Answer { id, from, result: result.map(|envelope| *envelope) })
+                self.step(Input::Answer { id, from, result: result.map(|envelope| *envelope) })?;
+                self.asked.send_modify(|asked| *asked -= 1);
+                Ok(())
             }
             Done::Handed { jid, task, taken } => {
                 if !taken {

@@ -106,21 +106,23 @@ pub struct Cfp {
     /// How many further levels of re-forwarding are allowed.
     #[xml(attribute(name = "depth-left"))]
     pub depth_left: u32,
-    #[xml(child(n = ..))]
-    pub parts: Vec<PartCall>,
-}
-
-/// One part as it is called out: how much there is to fetch and to do.
-#[derive(FromXml, AsXml, Serialize, Deserialize, Clone, Debug, PartialEq)]
-#[xml(namespace = NS, name = "part")]
-pub struct PartCall {
-    #[xml(attribute(name = "n"))]
-    pub part: u32,
-    /// Bytes to fetch.
+    /// How many parts are called out, and the bytes to fetch and the work (in ms of one reference core) of all of them. Not each by
+    /// itself: the call goes to everybody, and what it holds costs every server on the way once for each of them.
+    #[xml(attribute)]
+    pub parts: u32,
     #[xml(attribute)]
     pub bytes: u64,
-    /// Estimated work, in ms of one reference core.
     #[xml(attribute(name = "work-ms"))]
+    pub work_ms: u64,
+}
+
+/// One part that bids are called for: how much there is to fetch and to do.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct PartCall {
+    pub part: u32,
+    /// Bytes to fetch.
+    pub bytes: u64,
+    /// Estimated work, in ms of one reference core.
     pub work_ms: u64,
 }
 

@@ -59,11 +59,12 @@ impl Broker {
     }
 
     fn call(&mut self, cx: &mut Cx, job: &JobId) {
-        let parts: Vec<_> = match cx.book.jobs.get(job).filter(|j| j.is_open()) {
-            Some(record) => record.open_parts().take(CALL_MAX).map(|(_, p)| p.call.clone()).collect(),
-            None => Vec::new(),
-        };
-        if parts.is_empty() {
+        let open = cx.book.jobs.get(job).filter(|j| j.is_open());
+        let open = open.into_iter().flat_map(|record| record.open_parts().take(CALL_MAX));
+        let (parts, bytes, work_ms) = open.fold((0, 0u64, 0u64), |(n, bytes, work_ms), (_, part)| {
+            (n + 1, bytes.saturating_add(part.call.bytes), work_ms.saturating_add(part.call.work_ms))
+        });
+        if parts == 0 {
             self.next_call.remove(job);
             return;
         }
@@ -79,6 +80,8 @@ impl Broker {
             hold_ms: timers.hold_ms,
             depth_left: record.terms.depth_left,
             parts,
+            bytes,
+            work_ms,
         };
         self.round_count += 1;
         let (id, waiting) = (self.round_count, nominees.iter().cloned().collect());

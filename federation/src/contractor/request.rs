@@ -80,12 +80,12 @@ impl Contractor {
             return Err(("price", None));
         }
         let room = self.room(cx, from);
-        let parts_max = room.min(cfp.parts.len().try_into().unwrap_or(u32::MAX));
+        let parts_max = room.min(cfp.parts);
         if parts_max == 0 || self.holds.len() >= HOLDS_MAX {
             return Err(("busy", Some(cx.config.timers.recall_ms)));
         }
         let slots = self.slots.min(parts_max).max(1);
-        let mean_ms = cfp.parts.iter().map(|p| p.work_ms as f64).sum::<f64>() / cfp.parts.len().max(1) as f64;
+        let mean_ms = cfp.work_ms as f64 / f64::from(cfp.parts.max(1));
         let before = self.claimed(cx.book, None) / self.slots.max(1);
         let waves = u64::from(parts_max.div_ceil(slots)) + u64::from(before);
         let wave_ms = (mean_ms * self.pace).max(1.0);

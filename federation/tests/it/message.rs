@@ -37,7 +37,6 @@ fn samples() -> Vec<Body> {
         by: Some(d("c")),
         outputs: outputs(),
     };
-    let call = PartCall { part: 1, bytes: 2, work_ms: 3 };
     let award = PartAward { part: 1, attempt: 1, bytes: 2, work_ms: 3, url: "https://s3/x?a=b&c=d".into() };
     let parts = || vec![PartProgress { by: None, outputs: vec![], ..progress() }, progress()];
     vec![
@@ -48,7 +47,9 @@ fn samples() -> Vec<Body> {
             bid_by: at,
             hold_ms: 30_000,
             depth_left: 2,
-            parts: vec![call],
+            parts: 1,
+            bytes: 2,
+            work_ms: u64::MAX,
         }),
         Body::Bid(Bid {
             bid: bid(),
@@ -245,7 +246,7 @@ proptest! {
         let taken = world.nodes[&d("b")].domain.book().taken.iter().next().map(|(l, t)| (l.clone(), t.terms.secret.0.clone()));
         let (lease, secret) = taken.expect("b has a lease");
         match &mut body {
-            Body::Cfp(b) => (b.hold_ms, b.depth_left, b.budget_left, b.parts[0].work_ms) = (n, m, Some(price), n),
+            Body::Cfp(b) => (b.hold_ms, b.depth_left, b.budget_left, b.parts, b.work_ms) = (n, m, Some(price), m, n),
             Body::Award(b) => (b.ttl_ms, b.renew_ms, b.price_cap, b.parts[0].part) = (n, n, price, m),
             Body::Progress(b) => {
                 (b.lease, b.secret) = (lease, secret);

@@ -30,10 +30,11 @@ fn mark_of(world: &World, who: &str, of: &str) -> Option<Mark> {
     world.nodes[&d(who)].domain.domains().find(|v| v.domain == d(of))?.mark
 }
 
-fn call(now: Millis, parts: Vec<federation::message::PartCall>) -> Body {
+fn call(now: Millis, parts: u32) -> Body {
     let (deadline, budget_left) = (None, None);
     let (kind, bid_by) = ("transcode".into(), now.plus(1_500));
-    Body::Cfp(Cfp { kind, deadline, budget_left, bid_by, hold_ms: 30_000, depth_left: 0, parts })
+    let (bytes, work_ms) = (u64::from(parts), 1_000 * u64::from(parts));
+    Body::Cfp(Cfp { kind, deadline, budget_left, bid_by, hold_ms: 30_000, depth_left: 0, parts, bytes, work_ms })
 }
 
 fn envelope(from: &str, epoch: u64, id: &str, body: Body) -> Envelope {

@@ -3,7 +3,7 @@
 
 use federation::cluster::Status;
 use federation::id::Millis;
-use federation::message::{Ad, Body, Cancel, Cfp, Envelope, PartCall, PartDone, Progress, Usage};
+use federation::message::{Ad, Body, Cancel, Cfp, Envelope, PartDone, Progress, Usage};
 use federation::xmpp::{Agent, AgentEvent, Condition, Element, IqFailure};
 use tokio::sync::mpsc;
 
@@ -23,7 +23,9 @@ fn all_bindings(from: &str) -> Vec<Element> {
         bid_by: Millis(u64::MAX),
         hold_ms: 60_000,
         depth_left: 1,
-        parts: vec![PartCall { part: 0, bytes: 1, work_ms: 1 }],
+        parts: 1,
+        bytes: 1,
+        work_ms: 1,
     };
     let (outputs, usage) = (Vec::new(), Usage::default());
     let done = PartDone { lease, secret: secret.clone(), part: 0, attempt: 1, by: None, outputs, usage };

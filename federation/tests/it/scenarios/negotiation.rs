@@ -118,7 +118,7 @@ fn every_lease_is_renewed_and_a_silent_task_goes_on() {
 fn a_repeated_request_gets_the_stored_answer_and_holds_nothing_twice() {
     let mut world = world();
     let at = world.now;
-    let request = Input::Request(d("b"), envelope("b", 1, "once", call(at, calls(3))));
+    let request = Input::Request(d("b"), envelope("b", 1, "once", call(at, 3)));
     world.input(&d("a"), request.clone());
     let (first, held) = (answer_to(&world, "b"), world.nodes[&d("a")].domain.held());
     world.input(&d("a"), request);
@@ -130,7 +130,7 @@ fn a_repeated_request_gets_the_stored_answer_and_holds_nothing_twice() {
 fn a_hold_frees_itself_with_no_message() {
     let mut world = world();
     let at = world.now;
-    world.input(&d("a"), Input::Request(d("b"), envelope("b", 1, "x", call(at, calls(7)))));
+    world.input(&d("a"), Input::Request(d("b"), envelope("b", 1, "x", call(at, 7))));
     assert_eq!(world.nodes[&d("a")].domain.held(), 7);
     world.cut("a", "b");
     world.run_for(30_001);
@@ -195,7 +195,7 @@ fn what_is_sold_is_not_started_too() {
 fn a_loop_and_too_much_depth_are_refused() {
     let mut world = world();
     let at = world.now;
-    let mut looped = envelope("b", 1, "loop", call(at, calls(3)));
+    let mut looped = envelope("b", 1, "loop", call(at, 3));
     (looped.home, looped.path) = (d("c"), vec![d("c"), d("a"), d("b")]);
     world.input(&d("a"), Input::Request(d("b"), looped.clone()));
     assert!(matches!(answer_to(&world, "b"), Body::Refuse(r) if r.reason == "loop"));
@@ -214,8 +214,8 @@ fn a_loop_and_too_much_depth_are_refused() {
 fn an_older_incarnation_is_not_obeyed() {
     let mut world = world();
     let at = world.now;
-    world.input(&d("a"), Input::Request(d("b"), envelope("b", 7, "new", call(at, calls(3)))));
-    world.input(&d("a"), Input::Request(d("b"), envelope("b", 6, "old", call(at, calls(3)))));
+    world.input(&d("a"), Input::Request(d("b"), envelope("b", 7, "new", call(at, 3))));
+    world.input(&d("a"), Input::Request(d("b"), envelope("b", 6, "old", call(at, 3))));
     assert!(matches!(answer_to(&world, "b"), Body::Stale(_)));
     assert_eq!(world.nodes[&d("a")].domain.held(), 3);
 }
@@ -228,7 +228,7 @@ fn who_is_not_admitted_gets_no_bid_and_who_may_not_receive_no_call() {
     world.crash(&d("a"));
     world.restart(&d("a"));
     let at = world.now;
-    world.input(&d("a"), Input::Request(d("b"), envelope("b", 1, "x", call(at, calls(3)))));
+    world.input(&d("a"), Input::Request(d("b"), envelope("b", 1, "x", call(at, 3))));
     assert!(matches!(answer_to(&world, "b"), Body::Refuse(r) if r.reason == "policy"));
     world.submit("a", "film", 12);
     ends_well(&mut world);

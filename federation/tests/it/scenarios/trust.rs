@@ -92,7 +92,7 @@ fn a_flood_is_not_worked_on_and_marks_its_sender() {
     let mut world = world();
     let at = world.now;
     for i in 0..3_000 {
-        world.input(&d("a"), Input::Request(d("b"), envelope("b", 1, &format!("f{i}"), call(at, vec![]))));
+        world.input(&d("a"), Input::Request(d("b"), envelope("b", 1, &format!("f{i}"), call(at, 0))));
     }
     assert_eq!(mark_of(&world, "a", "b"), Some(Mark::Flooding));
     assert_eq!(journaled(&world, "a", |e| matches!(e, Event::Marked { .. })), 1);

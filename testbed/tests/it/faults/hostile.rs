@@ -97,7 +97,7 @@ impl Puppet {
             let body = match &request.body {
                 Body::Cfp(cfp) => Body::Bid(Bid {
                     bid: format!("bid-{}", self.said).as_str().into(),
-                    parts_max: parts_max.min(cfp.parts.len() as u32),
+                    parts_max: parts_max.min(cfp.parts),
                     slots: 100,
                     price: 0.0,
                     finish_p50_ms: 1,
