@@ -14,8 +14,10 @@ const MS_MAX: Millis = 3_600_000;
 /// only it holds would come late to all; of its own part one at a time, when others have as many as this more.
 const SLOW_FACTOR: f64 = 2.0;
 const SLOW_BEHIND: u32 = 2;
-/// Of what is held against a slow node so much is left after each tick: in some seconds it is tried again.
+/// Of what is held against a slow node so much is left after each tick: in some seconds it is tried again. Not any more when so few pieces
+/// are free, for each lease that is out: what it is given last, all others wait for.
 const FORGIVEN: f64 = 0.98;
+const LAST_ROUNDS: usize = 8;
 /// Where a lease takes longer than this, from the origin's decision to the acknowledgement, leases wait for each other: then so many in all
 /// are enough.
 const FAST_MS: f64 = 250.0;
@@ -190,12 +192,13 @@ impl Policy {
             let age = kept.entry(*id).or_default();
             *age = age.max(now.saturating_sub(lease.since) as f64);
         }
+        let ending = self.free.count() as usize <= LAST_ROUNDS * self.out.len().max(1);
         let mut swift = false;
         let mut changed = Vec::new();
         for (id, node) in &self.nodes {
             let lease_ms = match kept.get(id) {
                 Some(age) => node.lease_ms.max(age / SLOW_FACTOR),
-                None if node.slow => node.lease_ms * FORGIVEN,
+                None if node.slow && !ending => node.lease_ms * FORGIVEN,
                 None => node.lease_ms,
             };
             let slow = lease_ms > limit;
