@@ -16,9 +16,11 @@ fn demo(state: &Path) -> Command {
     demo
 }
 
-/// What went wrong comes first: the rest is long, and whoever shows a failed test may cut it off.
+/// What went wrong comes first, then all: it is long, and whoever shows a failed test may cut it off.
 fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout)
+    let (all, complaint) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let verdict = all.find("Each frame, decoded").map_or("", |at| &all[at..]);
+    format!("{complaint}{verdict}\nAll of it:\n{all}")
 }
 
 #[test]
@@ -89,6 +91,8 @@ async fn on_a_terminal_the_world_stays_for_the_player_until_ctrl_c_and_leaves_no
     let world = WorldDocument::read(&state).unwrap();
     let home = &world.domains[0];
     let player = screen.lines().find_map(|line| line.strip_prefix("  Player    ")).unwrap().trim();
+    // No world was started in this process, whose start would do it.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let http = reqwest::Client::builder().no_proxy().build().unwrap();
     http.get(player).send().await.unwrap().error_for_status().unwrap();
 
