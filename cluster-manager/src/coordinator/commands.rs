@@ -52,7 +52,7 @@ fn error(code: &str, message: impl Into<String>, hint: &str) -> ErrorDoc {
 impl Coordinator {
     pub(super) async fn command(&mut self, from: &FullJid, command: Command, in_room: bool) -> Result<Answer> {
         info!(%from, command = command.name(), in_room, "asked");
-        Ok(match command {
+        let answer = match command {
             Command::Help => Answer::new(&shell::HELP, shell::HELP.to_owned()),
             Command::Jobs => {
                 let mut jobs: Vec<JobDoc> =
@@ -76,7 +76,10 @@ impl Coordinator {
                 }
                 Err(refusal) => Answer::refused(&refusal),
             },
-        })
+        };
+        // Whoever is told of a job may ask for it over HTTP at once, and must find there no less.
+        self.show();
+        Ok(answer)
     }
 
     /// `Err` inside: refused, and nothing was journaled.
@@ -131,8 +134,6 @@ impl Coordinator {
         self.journal_job(event)?;
         self.owners.insert(id.clone(), from.clone());
         self.prepare(&id).await;
-        // At once: whoever is told the id may ask for it.
-        self.show();
         Ok(self.document(&id).ok_or_else(|| no_such_job(&id.0)))
     }
 

@@ -257,8 +257,9 @@ async fn a_running_job_is_told_of_in_the_room_and_cancelled_by_its_owner_alone()
         (!encodes && free && stage.list("cancelled/.starling").await.is_empty()).then_some(())
     };
     stage.wait("all domains to be idle", idle).await;
-    let again = stage.done(&Order::new("film.mp4", "cancelled")).await;
-    stage.is_right(&again).await;
+    let again = stage.submit(&Order::new("film.mp4", "cancelled")).await;
+    http_knows_what_an_iq_has_told(&stage, &person, &again).await;
+    stage.ends_right(&again).await;
     assert_eq!(stage.job(id).await.state, "cancelled");
     stage.end().await;
 }
@@ -275,6 +276,16 @@ async fn a_running_job_is_told_of(person: &mut Person, id: &str) {
     let said = person.say("domains").await;
     assert!(["a.test (home)  ok  ", "b.test  ok  "].iter().all(|line| said.contains(line)), "{said}");
     assert!(person.say("help").await.contains("cancel ID"));
+}
+
+async fn http_knows_what_an_iq_has_told(stage: &Stage, person: &Person, id: &str) {
+    let known = |job: &JobDoc| (job.ended_at, job.parts.iter().filter(|part| part.state == "verified").count());
+    let mut told = (None, 0);
+    while told.0.is_none() {
+        told = known(&understood(person.request(query("status", id)).await));
+        let shown = known(&stage.job(id).await);
+        assert!(shown >= told, "{shown:?} after {told:?}");
+    }
 }
 
 async fn nobody_else_cancels_it(stage: &Stage, id: &str) {
