@@ -14,6 +14,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
+use futures::future::{self, OptionFuture};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use storage::overlay::client::{Controller, Member, Stopped};
@@ -282,10 +283,10 @@ pub async fn start(args: &ServeArgs, opened: Opened, from_store: u64) -> Result<
                 ticking.tick();
             }
         };
+        let watching = OptionFuture::from(original.map(|original| watch_over(original.into(), &ticking)));
         tokio::select! {
             ended = async { axum::serve(http, router).await } => ended,
-            () = passing => Ok(()),
-            () = watch_over(original, &ticking) => Ok(()),
+            ((), _) = future::join(passing, watching) => Ok(()),
         }
     });
     let url = swarm_url(listen, &meta.name);
@@ -418,16 +419,15 @@ async fn get(args: GetArgs) -> Result<(), Failure> {
     if path.is_some() { Ok(()) } else { end }
 }
 
-/// Ends the load when the source is no longer what was hashed. Never returns.
-async fn watch_over(original: Option<Original>, controller: &TorrentController) {
-    let Some(original) = original.map(Arc::new) else { return std::future::pending().await };
+/// Ends the load once the source is no longer what was hashed.
+async fn watch_over(original: Arc<Original>, controller: &TorrentController) {
     loop {
         tokio::time::sleep(LOOK_AT_SOURCE).await;
         let looked = original.clone();
         // Many files, or a file system far away, take their time.
         if tokio::task::spawn_blocking(move || looked.has_changed()).await.is_ok_and(|changed| changed) {
             let path = original.path.display();
-            controller.fail(format!("origin-changed: {path} changed while it was served; serve it again"));
+            return controller.fail(format!("origin-changed: {path} changed while it was served; serve it again"));
         }
     }
 }
