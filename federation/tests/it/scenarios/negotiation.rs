@@ -1,6 +1,6 @@
 //! Calls, bids, awards and leases, and what is lost of them on the way.
 
-use federation::domain::Input;
+use federation::domain::{Input, Output};
 use federation::event::Event;
 use federation::id::MessageId;
 use federation::message::Body;
@@ -20,6 +20,26 @@ fn three_domains_share_one_job_and_it_ends() {
     let t = &view.timeline;
     assert!(t.first_call <= t.last_bid && t.last_bid <= t.first_commit && t.last_commit <= t.first_fetch);
     assert!(t.first_fetch <= t.first_upload && t.last_upload <= t.last_verified && t.last_verified <= t.ended);
+}
+
+#[test]
+fn a_call_sums_its_parts_up_and_the_bid_says_when_they_would_be_done() {
+    let mut world = world();
+    world.submit("a", "film", 12);
+    let calls = world.said.iter().filter_map(|(_, from, said)| match said {
+        Output::Send { envelope, .. } if *from == d("a") => match &envelope.body {
+            Body::Cfp(cfp) => Some((cfp.parts, cfp.bytes, cfp.work_ms)),
+            _ => None,
+        },
+        _ => None,
+    });
+    assert_eq!(calls.collect::<Vec<_>>(), [(12, 12_000_000, 24_000); 2]);
+    // One wave of a second, at the pace that nobody has measured yet.
+    let mut world = self::world();
+    let at = world.now;
+    world.input(&d("a"), Input::Request(d("b"), envelope("b", 1, "x", call(at, 2))));
+    let Body::Bid(bid) = answer_to(&world, "b") else { panic!("no bid") };
+    assert_eq!((bid.parts_max, bid.finish_p50_ms, bid.finish_p90_ms), (2, 1_000, 1_500));
 }
 
 #[test]
