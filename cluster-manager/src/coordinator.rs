@@ -35,7 +35,7 @@ use crate::archive::Archive;
 use crate::config::Config;
 use crate::film::{FilmFailure, Prepared, Verified};
 use crate::hosts::{Hosts, TaskId};
-use crate::journal::Journal;
+use crate::journal::{Journal, JournalError, Settled};
 use crate::record::{JobEvent, Record};
 use crate::rest::{Located, Snapshot};
 use crate::vault::Vault;
@@ -109,6 +109,7 @@ enum Done {
     Told {
         job: JobId,
     },
+    Settled(Result<Settled, JournalError>),
 }
 
 /// A domain that is in the Federation room now.
@@ -123,6 +124,8 @@ pub struct Coordinator {
     base_url: String,
     domain: Domain,
     journal: Journal,
+    /// The journal waits for the disk.
+    settling: bool,
     archive: Archive,
     vault: Vault,
     store: Option<Store>,
@@ -207,6 +210,7 @@ impl Coordinator {
             archive: journal.archive(&base_url),
             base_url,
             journal,
+            settling: false,
             vault,
             store,
             stores: BTreeMap::new(),
@@ -393,9 +397,7 @@ impl Coordinator {
                 Ok(())
             }
             Done::Handed { jid, task, taken } => {
-                if !taken {
-                    self.hosts.refused(&jid, &task);
-                }
+                self.hosts.answered(&jid, &task, taken);
                 Ok(())
             }
             Done::Ordered { task, url: Ok(url) } => {
@@ -425,17 +427,37 @@ impl Coordinator {
             }
             Done::Published { job, complete, result } => self.published(job, complete, result),
             Done::Told { job } => self.journal_job(JobEvent::Told { id: job }),
+            Done::Settled(result) => {
+                self.settling = false;
+                Ok(self.journal.settled(result?)?)
+            }
         }
     }
 
     async fn keep_house(&mut self) -> Result<()> {
         self.archive_ended()?;
-        self.journal.settle()?;
+        self.settle();
         self.drop_shares();
         for task in self.hosts.silent(now()) {
             self.task_lost(task, "host-silent", "its host manager fell silent")?;
         }
         Ok(())
+    }
+
+    /// Has the journal wait for the disk while the loop goes on: that takes as long as several messages.
+    fn settle(&mut self) {
+        if !self.settling
+            && let Some(settling) = self.journal.settling()
+        {
+            self.settling = true;
+            let done = self.done.0.clone();
+            self.spawn("settle", async move {
+                // Fails only when we are leaving, which waits for the disk itself.
+                if let Ok(result) = tokio::task::spawn_blocking(|| settling.wait()).await {
+                    let _ = done.send(Done::Settled(result)).await;
+                }
+            });
+        }
     }
 
     fn spawn(&self, name: &'static str, work: impl Future<Output = ()> + Send + 'static) {

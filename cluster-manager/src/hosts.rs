@@ -1,7 +1,8 @@
 //! Which host manager runs which task: the cluster manager's view of its own machines. Pure.
 //!
 //! Tasks go to the host with the least work for its slots, more than it has slots, because a host loads what waits while
-//! it encodes what runs. A host that has enough refuses; then it gets nothing until one of its tasks ends.
+//! it encodes what runs. A host that has enough refuses; then it gets nothing until one of its tasks ends. It is given a few at a
+//! time, since it would refuse all that is on its way behind the first.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
@@ -47,7 +48,12 @@ struct Entry {
     tasks: BTreeSet<TaskId>,
     /// It has refused since its last task ended.
     full: bool,
+    /// Tasks on their way to it.
+    unanswered: u32,
 }
+
+/// Tasks on their way to one host at the same time.
+const UNANSWERED_MAX: u32 = 4;
 
 impl Entry {
     fn load(&self) -> f64 {
@@ -84,6 +90,7 @@ impl Hosts {
             seen: now,
             tasks: BTreeSet::new(),
             full: false,
+            unanswered: 0,
         });
         entry.seen = now;
         entry.host = host;
@@ -118,21 +125,25 @@ impl Hosts {
         let (jid, entry) = self
             .hosts
             .iter_mut()
-            .filter(|(_, entry)| !entry.full && entry.host.slots > 0)
+            .filter(|(_, e)| !e.full && e.host.slots > 0 && e.unanswered < UNANSWERED_MAX)
             .min_by(|(_, a), (_, b)| a.load().total_cmp(&b.load()))?;
         let (task, at) = self.waiting.pop_front()?;
         entry.tasks.insert(task.clone());
+        entry.unanswered += 1;
         self.given.insert(task.clone(), at.clone());
         let run = Run { task: task.to_string(), url: at.url, swarm: at.swarm };
         Some((jid.clone(), task, run))
     }
 
-    /// The host did not take it: it waits again, and the host with it.
-    pub fn refused(&mut self, jid: &FullJid, task: &TaskId) {
-        if let Some(entry) = self.hosts.get_mut(jid) {
-            entry.tasks.remove(task);
-            entry.full = true;
+    /// The host has answered an assignment. What it did not take waits again, and the host with it.
+    pub fn answered(&mut self, jid: &FullJid, task: &TaskId, taken: bool) {
+        let Some(entry) = self.hosts.get_mut(jid) else { return };
+        entry.unanswered = entry.unanswered.saturating_sub(1);
+        if taken {
+            return;
         }
+        entry.tasks.remove(task);
+        entry.full = true;
         if let Some(at) = self.given.remove(task) {
             self.waiting.push_front((task.clone(), at));
         }
@@ -209,7 +220,8 @@ mod tests {
         let mut hosts = hosts(&[("big", 3), ("small", 1)]);
         (0..8).for_each(|n| hosts.run(task(n), Where::default()));
         let mut counts = BTreeMap::new();
-        while let Some((jid, ..)) = hosts.assign() {
+        while let Some((jid, task, _)) = hosts.assign() {
+            hosts.answered(&jid, &task, true);
             *counts.entry(jid).or_insert(0) += 1;
         }
         assert_eq!(counts[&jid("big")], 6);
@@ -222,10 +234,22 @@ mod tests {
         let mut hosts = hosts(&[("one", 1), ("two", 1)]);
         hosts.run(task(0), Where { url: "u".into(), swarm: None });
         let (first, id, _) = hosts.assign().unwrap();
-        hosts.refused(&first, &id);
+        hosts.answered(&first, &id, false);
         let (second, again, run) = hosts.assign().unwrap();
         assert_ne!(first, second);
         assert_eq!((again, run.url.as_str()), (id, "u"));
+    }
+
+    #[test]
+    fn few_tasks_are_on_their_way_to_a_host_that_may_refuse() {
+        let mut hosts = hosts(&[("one", 1)]);
+        (0..10).for_each(|n| hosts.run(task(n), Where::default()));
+        let given: Vec<_> = std::iter::from_fn(|| hosts.assign()).collect();
+        assert_eq!(given.len(), UNANSWERED_MAX as usize);
+        hosts.answered(&given[0].0, &given[0].1, true);
+        assert_eq!(hosts.assign().unwrap().1, task(UNANSWERED_MAX));
+        hosts.answered(&given[1].0, &given[1].1, false);
+        assert!(hosts.assign().is_none());
     }
 
     #[test]

@@ -39,6 +39,23 @@ pub struct Journal {
     tail_bytes: usize,
 }
 
+/// A wait for the disk, which can take long.
+pub struct Settling {
+    db: sled::Db,
+    next: u64,
+}
+
+/// All entries before this one are on the disk.
+pub struct Settled(u64);
+
+impl Settling {
+    /// Blocks.
+    pub fn wait(self) -> Result<Settled, JournalError> {
+        self.db.flush().map_err(JournalError::Write)?;
+        Ok(Settled(self.next))
+    }
+}
+
 /// The tail's file, beside sled's own.
 const TAIL: &str = "tail";
 /// The tail is settled then at the latest: it is read whole at start.
@@ -81,10 +98,22 @@ impl Journal {
         self.settle()
     }
 
-    /// Waits until sled has everything on the disk, and empties the tail. To be called now and then.
+    /// Waits until sled has everything on the disk, and empties the tail.
     pub fn settle(&mut self) -> Result<(), JournalError> {
-        if self.tail_bytes > 0 {
-            self.db.flush().map_err(JournalError::Write)?;
+        match self.settling() {
+            Some(settling) => self.settled(settling.wait()?),
+            None => Ok(()),
+        }
+    }
+
+    /// What the disk may not have yet, to be waited for elsewhere; then [`Journal::settled`] wants to know. To be called now and then.
+    pub fn settling(&self) -> Option<Settling> {
+        (self.tail_bytes > 0).then(|| Settling { db: self.db.clone(), next: self.next })
+    }
+
+    /// Empties the tail, unless it has grown meanwhile: what sled has is not taken from it a second time.
+    pub fn settled(&mut self, Settled(next): Settled) -> Result<(), JournalError> {
+        if next == self.next {
             self.tail.set_len(0).map_err(|source| JournalError::Tail { doing: "empty", source })?;
             self.tail_bytes = 0;
         }
@@ -265,10 +294,15 @@ mod tests {
     fn what_is_settled_is_read_once() {
         let dir = tempfile::tempdir().unwrap();
         let mut journal = Journal::open(dir.path()).unwrap();
-        journal.append(&[1, 2]).unwrap();
+        journal.append(&[1]).unwrap();
+        let first = journal.settling().unwrap().wait().unwrap();
+        journal.append(&[2]).unwrap();
+        // The disk does not have the second one yet.
+        journal.settled(first).unwrap();
         let both = std::fs::read(dir.path().join(TAIL)).unwrap();
         journal.settle().unwrap();
         assert_eq!(std::fs::read(dir.path().join(TAIL)).unwrap(), b"");
+        assert!(journal.settling().is_none());
         drop(journal);
         // Killed between settling and emptying.
         std::fs::write(dir.path().join(TAIL), both).unwrap();

@@ -204,6 +204,8 @@ async fn measure(foreign: usize, runs: u32) -> Result<Row> {
     let mut all = Vec::new();
     // The first is for links and caches.
     for n in 0..=runs {
+        // What cancelling the job before has set going is over.
+        tokio::time::sleep(SETTLE).await;
         let submission_ms = bare(&prober, &hosts[..1]).await?;
         let mut rounds_ms = 0.0;
         for _ in 0..3 {
