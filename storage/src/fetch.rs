@@ -109,12 +109,17 @@ impl RangeBody {
 /// An upload slower than this many bytes a second, over all, has failed.
 const UPLOAD_RATE_MIN: u64 = 16 << 10;
 
+/// How each HTTP client of the workspace begins. The library wants a TLS provider even for plain HTTP, and is built without one.
+pub fn http() -> reqwest::ClientBuilder {
+    // A second installation is refused and harmless: the first was ring, too.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    Client::builder()
+}
+
 impl Fetcher {
     pub fn new(options: FetchOptions) -> Result<Self, FetchError> {
-        // A second installation is refused and harmless: the first was ring, too.
-        let _ = rustls::crypto::ring::default_provider().install_default();
         let connect_timeout = Duration::from_millis(options.connect_timeout_ms);
-        let common = || Client::builder().connect_timeout(connect_timeout).redirect(reqwest::redirect::Policy::none());
+        let common = || http().connect_timeout(connect_timeout).redirect(reqwest::redirect::Policy::none());
         let bad =
             |error: reqwest::Error| FetchError::new(Reason::BadInput, "configure", "fetcher", error.without_url());
         let client = common().read_timeout(Duration::from_millis(options.read_timeout_ms)).build().map_err(bad)?;

@@ -97,8 +97,6 @@ impl Drop for Chromium {
 
 impl Browser {
     pub async fn start() -> Result<Self> {
-        // Only the first call counts, and any provider will do.
-        let _ = rustls::crypto::ring::default_provider().install_default();
         let mut driver = Command::new("chromedriver")
             .arg("--port=0")
             .stdin(Stdio::null())
@@ -114,7 +112,7 @@ impl Browser {
         args.push(format!("--user-data-dir={}", profile.path().display()));
         let wishes = json!({"goog:chromeOptions": {"args": args}, "goog:loggingPrefs": {"browser": "ALL"}});
         let capabilities = json!({"capabilities": {"alwaysMatch": wishes}});
-        let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(60)).build()?;
+        let http = storage::fetch::http().no_proxy().timeout(Duration::from_secs(60)).build()?;
         let root = format!("http://127.0.0.1:{port}/session");
         let answer = send(http.post(&root).json(&capabilities))
             .await

@@ -138,8 +138,6 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-    // Whoever comes first installs it; a second installation is refused and harmless.
-    let _ = rustls::crypto::ring::default_provider().install_default();
     let result =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Into::into).and_then(|runtime| {
             let result = runtime.block_on(run(cli.command));

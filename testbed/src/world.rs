@@ -107,8 +107,6 @@ impl World {
     /// A bad option, a claimed directory, a child that ended, or no consent within three minutes. Nothing is left running then.
     pub async fn start(options: &WorldOptions, board: &mut Board) -> Result<Self> {
         options.check()?;
-        // Whoever comes first installs it; a second installation is refused and harmless.
-        let _ = rustls::crypto::ring::default_provider().install_default();
         let claim = Claim::take(&options.state)?;
         let state = options.state.canonicalize().context("find the state directory")?;
         let mut processes = Vec::new();
@@ -209,7 +207,7 @@ async fn await_consent(domains: &[&DomainFiles], processes: &mut [Process], boar
         board.starting(&process.recipe.name, &format!("listens at {url}"));
         consoles.push(url);
     }
-    let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(5)).build()?;
+    let http = storage::fetch::http().no_proxy().timeout(Duration::from_secs(5)).build()?;
     let patience = tokio::time::Instant::now() + PATIENCE;
     let mut last = vec![String::new(); consoles.len()];
     loop {

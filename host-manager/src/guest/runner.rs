@@ -63,7 +63,8 @@ pub(super) struct Tools {
     pub swarm_listen: IpAddr,
 }
 
-pub fn fetcher() -> Result<&'static Fetcher, Fault> {
+/// What all tasks read and upload by.
+pub(super) fn fetcher() -> Result<&'static Fetcher, Fault> {
     Fetcher::shared().map_err(|error| Fault::Io(std::io::Error::other(error)))
 }
 

@@ -31,9 +31,7 @@ enum ClientError {
 impl GuestClient {
     /// Guests are on loopback or the host's own network: no proxy, no TLS, no roots in memory.
     pub fn new() -> reqwest::Result<Self> {
-        // The HTTP library wants one even for plain HTTP. A second installation is refused and harmless: it is the same.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let builder = Client::builder().no_proxy().tls_certs_only([]).connect_timeout(Duration::from_secs(5));
+        let builder = storage::fetch::http().no_proxy().tls_certs_only([]).connect_timeout(Duration::from_secs(5));
         Ok(Self(builder.build()?))
     }
 

@@ -28,8 +28,7 @@ impl Guest {
         let command = [env!("CARGO_BIN_EXE_guest").to_owned()].into_iter().chain(options).collect();
         let driver = Arc::new(ProcessDriver::open(dir, command).unwrap());
         let vm = driver.create(&VmName::new("g").unwrap(), &VmSpec { slots: 1 }).await.unwrap();
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let client = Client::builder().no_proxy().tls_certs_only([]).build().unwrap();
+        let client = storage::fetch::http().no_proxy().tls_certs_only([]).build().unwrap();
         Self { driver, vm, client }
     }
 

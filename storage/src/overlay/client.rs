@@ -78,9 +78,7 @@ impl Controller {
     pub fn new(url: &str, from: IpAddr) -> Result<Self, Error> {
         let parsed = reqwest::Url::parse(url).ok().filter(|u| u.host().is_some() && u.path().len() > 1);
         let url = parsed.ok_or_else(|| Error::Url(url.to_owned()))?;
-        // reqwest is built without a TLS provider; one that is installed already stays.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let http = reqwest::Client::builder()
+        let http = crate::fetch::http()
             .timeout(TIMEOUT)
             .no_proxy()
             .local_address(Some(from).filter(|ip| !ip.is_unspecified()))

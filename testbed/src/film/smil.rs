@@ -173,9 +173,7 @@ async fn fetch(url: &str) -> Result<Vec<u8>> {
         return tokio::fs::read(url).await.with_context(|| format!("read {url}"));
     }
     let shown = url.split('?').next().unwrap_or_default();
-    // A second installation is refused and harmless.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let response = reqwest::get(url).await.and_then(reqwest::Response::error_for_status);
+    let response = storage::fetch::http().build()?.get(url).send().await.and_then(reqwest::Response::error_for_status);
     let response = response.map_err(reqwest::Error::without_url).with_context(|| format!("fetch {shown}"))?;
     Ok(response.bytes().await.map_err(reqwest::Error::without_url).with_context(|| format!("fetch {shown}"))?.to_vec())
 }

@@ -29,7 +29,7 @@ pub struct Client {
 impl World {
     pub fn client(&self) -> Result<Client> {
         let home = self.document.domains.first().context("find the home domain")?.clone();
-        let http = reqwest::Client::builder().no_proxy().build()?;
+        let http = storage::fetch::http().no_proxy().build()?;
         Ok(Client { state: self.state.clone(), home, http })
     }
 }

@@ -91,9 +91,7 @@ async fn on_a_terminal_the_world_stays_for_the_player_until_ctrl_c_and_leaves_no
     let world = WorldDocument::read(&state).unwrap();
     let home = &world.domains[0];
     let player = screen.lines().find_map(|line| line.strip_prefix("  Player    ")).unwrap().trim();
-    // No world was started in this process, whose start would do it.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    let http = storage::fetch::http().no_proxy().build().unwrap();
     http.get(player).send().await.unwrap().error_for_status().unwrap();
 
     terminal.keys(&["C-c"]);

@@ -143,7 +143,7 @@ impl Stage {
 
     /// How many of so many requests the store answers with 503.
     pub async fn count_refusals(&self, requests: u32) -> u32 {
-        let http = reqwest::Client::builder().no_proxy().build().unwrap();
+        let http = storage::fetch::http().no_proxy().build().unwrap();
         let mut refused = 0;
         for _ in 0..requests {
             let answer = http.get(&self.world.document.s3.endpoint).send().await.unwrap();
@@ -253,7 +253,7 @@ impl Stage {
 
     /// Every cluster manager sees every domain in health and with all its slots.
     pub async fn is_whole(&self, slots: u32) {
-        let http = reqwest::Client::builder().no_proxy().build().unwrap();
+        let http = storage::fetch::http().no_proxy().build().unwrap();
         for domain in &self.world.document.domains {
             let look = async || {
                 let answer = http.get(format!("{}/api/domains", domain.console_url)).send().await.ok()?;

@@ -212,7 +212,7 @@ async fn whoever_sends_another_object_than_it_says_is_found_out(stage: &Stage) {
     let mut puppet = Puppet::enter(stage, "liar.test").await;
     let id = stage.submit(&Order::new("film.mp4", "lied")).await;
     let Won { home, job, award } = puppet.win(u32::MAX).await;
-    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    let http = storage::fetch::http().no_proxy().build().unwrap();
     for part in &award.parts {
         // Home writes it after the word to start.
         let order: PartSpec = loop {

@@ -121,7 +121,7 @@ pub fn noise(length: usize) -> Bytes {
 
 /// A request as any HTTP client makes it, without retries and judgement.
 pub fn plain(method: reqwest::Method, url: &str) -> reqwest::RequestBuilder {
-    reqwest::Client::new().request(method, url)
+    storage::fetch::http().build().unwrap().request(method, url)
 }
 
 fn versitygw() -> Option<PathBuf> {
