@@ -1,7 +1,8 @@
 //! A member of a swarm: BEP-3 over TCP, ours and ordinary clients alike, with verified groups passed on at once.
 //!
 //! One lock guards the small state (who has what, who was asked what); connections are a reader and a writer task each.
-//! Bytes are hashed in memory when they arrive, written by one thread, and never read back to be checked. Every queue is
+//! Bytes are hashed in memory when they arrive, written right then while the processor has them at hand, and never read back to be
+//! checked; while the disk is slow, a thread waits for it instead. Every queue is
 //! bounded: requests per connection, groups waiting for the disk, bytes in a socket. Who to talk to comes from the controller
 //! ([`Peer::know`]); the origin is the same peer with a [`LeaseBook`], which alone decides what it sends to whom.
 
@@ -14,6 +15,7 @@ mod state;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -37,8 +39,12 @@ const DIAL: Duration = Duration::from_millis(500);
 const SEND_BUFFER: u32 = 128 << 10;
 /// Verified groups that wait for the disk (4 MiB).
 const DISK_QUEUE: usize = 64;
-/// After writing, what comes gathers so long: many groups then cost one wake-up and one HAVE for each neighbour.
+/// After the thread has written, what comes gathers so long: many groups then cost one wake-up and one HAVE for each neighbour.
 const DISK_PAUSE: Duration = Duration::from_millis(4);
+/// Longer than the page cache takes for a group, also where many programs share a processor: the system waits for the disk itself.
+const DISK_SLOW: Duration = Duration::from_millis(100);
+/// So long a slow disk is left to the thread.
+const DISK_SLOW_MS: Millis = 1000;
 /// HAVEs are gathered for this long.
 const TICK: Duration = Duration::from_millis(40);
 /// The state on disk is at most this old.
@@ -120,6 +126,7 @@ struct Shared {
     up: Bucket,
     down: Bucket,
     disk: mpsc::Sender<Verified>,
+    disk_slow_until: AtomicU64,
     book: Option<Arc<dyn LeaseBook>>,
     start: Instant,
     progress: watch::Sender<Progress>,
@@ -170,6 +177,7 @@ impl Peer {
             files,
             pool: Arc::default(),
             disk,
+            disk_slow_until: AtomicU64::new(0),
             book,
             start: Instant::now(),
             progress,
@@ -248,6 +256,32 @@ impl Shared {
         self.book.is_some()
     }
 
+    fn write(&self, Verified { group, data }: &Verified) -> Result<(), Error> {
+        self.files.write(self.meta.layout.group_bytes(*group).start, data)
+    }
+
+    /// Writes a group, or leaves it to the thread: while the disk is slow, to try again and report what went wrong, and to finish what is
+    /// whole now. A full queue means that the disk is slower than the net: the caller then waits, and TCP slows its sender. Fails when
+    /// the thread has ended.
+    async fn keep(&self, verified: Verified) -> Result<(), mpsc::error::SendError<Verified>> {
+        let thread_waits = self.disk.capacity() == DISK_QUEUE && !self.disk.is_closed();
+        if thread_waits && self.now() >= self.disk_slow_until.load(Relaxed) {
+            let began = Instant::now();
+            let written = self.write(&verified);
+            if began.elapsed() > DISK_SLOW {
+                self.disk_slow_until.store(self.now() + DISK_SLOW_MS, Relaxed);
+            }
+            if written.is_ok() {
+                let mut state = self.state();
+                state.store(std::iter::once((verified.group, verified.data.len())));
+                if !state.is_stored() {
+                    return Ok(());
+                }
+            }
+        }
+        self.disk.send(verified).await
+    }
+
     /// Moves leases from the book to the connections, until either has no more.
     fn dispatch(&self) {
         let Some(book) = &self.book else { return };
@@ -323,32 +357,32 @@ async fn tick(shared: Arc<Shared>) {
     }
 }
 
-/// The only writer of the dataset. Ends when the peer stops or the disk fails.
+/// Writes what the peer leaves to it, saves which groups are there, and finishes the dataset. Ends when the peer stops or the disk fails.
 fn write_to_disk(shared: &Shared, store: Store, mut verified: mpsc::Receiver<Verified>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
     let Ok(runtime) = runtime else { return shared.state().fail("cannot start the disk writer".into()) };
     let mut stopped = shared.stopped.clone();
-    let mut saved = Instant::now();
-    let mut dirty = false;
+    let (mut saved, mut saved_at) = (shared.state().stored.count(), Instant::now());
     let mut finished = false;
     let mut batch = Vec::with_capacity(DISK_QUEUE);
     let outcome = loop {
-        let complete = !finished && shared.state().is_stored();
-        if complete {
+        if !finished && shared.state().is_stored() {
             match store.finish(&shared.files) {
                 Ok(path) => shared.state().done = Some(path),
                 Err(error) => break Err(error),
             }
-            (finished, dirty) = (true, false);
+            finished = true;
             let progress = shared.state().progress(&shared.meta);
             shared.progress.send_replace(progress);
         }
-        if dirty && saved.elapsed() > SAVE {
+        if !finished && saved_at.elapsed() >= SAVE {
             let have = shared.state().stored.clone();
-            if let Err(error) = store.save(&shared.files, &have) {
+            if have.count() != saved
+                && let Err(error) = store.save(&shared.files, &have)
+            {
                 break Err(error);
             }
-            (saved, dirty) = (Instant::now(), false);
+            (saved, saved_at) = (have.count(), Instant::now());
         }
         let goes_on = runtime.block_on(async {
             tokio::select! {
@@ -360,19 +394,18 @@ fn write_to_disk(shared: &Shared, store: Store, mut verified: mpsc::Receiver<Ver
         if !goes_on {
             break Ok(());
         }
-        if batch.is_empty() {
+        if batch.is_empty() || finished {
+            batch.clear();
             continue;
         }
-        let place = |group| shared.meta.layout.group_bytes(group).start;
-        if let Err(error) = batch.iter().try_for_each(|v| shared.files.write(place(v.group), &v.data)) {
+        if let Err(error) = batch.iter().try_for_each(|verified| shared.write(verified)) {
             break Err(error);
         }
         shared.state().store(batch.drain(..).map(|v| (v.group, v.data.len())));
-        dirty = true;
         std::thread::sleep(DISK_PAUSE);
     };
     let have = shared.state().stored.clone();
-    let last = if dirty { store.save(&shared.files, &have) } else { Ok(()) };
+    let last = if !finished && have.count() != saved { store.save(&shared.files, &have) } else { Ok(()) };
     if let Err(error) = outcome.and(last) {
         report(shared, &error);
     }

@@ -167,8 +167,7 @@ async fn group_arrived(shared: &Shared, id: SourceId, group: u32, data: Bytes) -
     }
     let fresh = shared.state().arrived(shared.now(), id, group, data.len(), &shared.meta);
     if fresh {
-        // A full queue means that the disk is slower than the net: this connection then waits, and TCP slows its sender.
-        shared.disk.send(Verified { group, data }).await.map_err(|_| "the disk writer has ended")?;
+        shared.keep(Verified { group, data }).await.map_err(|_| "the disk writer has ended")?;
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! What a peer takes in that did not come from a peer: bytes of the object store, under a lease of the controller.
 //!
-//! They pass the same hash, the same limit and the same disk queue as all others, and are passed on group by group.
+//! They pass the same hash, the same limit and the same way to the disk as all others, and are passed on group by group.
 
 use bytes::Bytes;
 
@@ -46,7 +46,7 @@ impl Peer {
         let fresh = shared.state().arrived(shared.now(), STORE, group, data.len(), &shared.meta);
         if fresh {
             // The writer ends with the peer or with a failure that the peer's progress tells.
-            let _ = shared.disk.send(Verified { group, data }).await;
+            let _ = shared.keep(Verified { group, data }).await;
         }
         Ok(())
     }
