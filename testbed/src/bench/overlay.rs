@@ -137,6 +137,8 @@ pub struct Run {
     pub load_before: f64,
     /// Share of the machine's CPU time that nobody used during the run: where it is small, the times are the machine's.
     pub cpu_idle: f64,
+    /// Share of it that other machines on the same hardware took.
+    pub cpu_stolen: f64,
     pub congestion: String,
     /// Packets that the caps threw away, at the hosts' ends and at the bridge's.
     pub drops: (u64, u64),
@@ -202,7 +204,7 @@ pub fn run(args: &OverlayArgs) -> anyhow::Result<()> {
 fn print(run: &Run) {
     let slow = run.ratio_slow.map(|ratio| format!(", slow hosts {ratio:.2}")).unwrap_or_default();
     println!(
-        "{:?}: last {:.1} s = {:.3} x bound ({:.1} s), p50 {:.3}{slow}, seed copies {:.3}, total {:.2}, {:.2} CPU-s/GB, {:.0} MB, drops {:?}, incomplete {}, corrupt {}, load {:.1}, idle {:.2}",
+        "{:?}: last {:.1} s = {:.3} x bound ({:.1} s), p50 {:.3}{slow}, seed copies {:.3}, total {:.2}, {:.2} CPU-s/GB, {:.0} MB, drops {:?}, incomplete {}, corrupt {}, load {:.1}, idle {:.2}, stolen {:.2}",
         run.client,
         run.last_s,
         run.ratio_last,
@@ -216,7 +218,8 @@ fn print(run: &Run) {
         run.incomplete,
         run.corrupt,
         run.load_before,
-        run.cpu_idle
+        run.cpu_idle,
+        run.cpu_stolen
     );
 }
 
@@ -280,7 +283,7 @@ fn one(args: &OverlayArgs, client: Client, round: u32) -> anyhow::Result<Run> {
     let mut children = Children::default();
     let start = start_seed(args, client, &net, place.path(), &source, &mut children)?;
     let before = net.counters()?;
-    let idle = idle_ticks()?;
+    let ticks = Ticks::now()?;
     let t0 = Instant::now();
     let mut hosts = Vec::new();
     for number in 1..=args.hosts {
@@ -311,7 +314,7 @@ fn one(args: &OverlayArgs, client: Client, round: u32) -> anyhow::Result<Run> {
         }
     }
     let after = net.counters()?;
-    let idle_after = idle_ticks()?;
+    let ticks = Ticks::now()?.since(&ticks);
     trace.push(sample(t0, &before, &after));
     let (cpu_s, rss_max_mb) = children.usage();
     let drops = net.drops();
@@ -354,7 +357,8 @@ fn one(args: &OverlayArgs, client: Client, round: u32) -> anyhow::Result<Run> {
         incomplete,
         corrupt,
         load_before,
-        cpu_idle: (idle_after.0 - idle.0) / (idle_after.1 - idle.1).max(1.0),
+        cpu_idle: ticks.idle / ticks.all.max(1.0),
+        cpu_stolen: ticks.stolen / ticks.all.max(1.0),
         congestion: args.congestion.clone(),
         drops,
         finished: hosts.iter().map(|h| h.done).collect(),
@@ -392,12 +396,25 @@ fn sample(t0: Instant, before: &Counters, now: &Counters) -> Sample {
     }
 }
 
-/// Of all CPUs since boot: idle, and altogether (proc(5), `/proc/stat`).
-fn idle_ticks() -> anyhow::Result<(f64, f64)> {
-    let stat = fs::read_to_string("/proc/stat").context("reading /proc/stat")?;
-    let first = stat.lines().next().unwrap_or_default();
-    let ticks: Vec<f64> = first.split_whitespace().skip(1).take(8).filter_map(|field| field.parse().ok()).collect();
-    Ok((ticks.get(3).copied().unwrap_or(0.0), ticks.iter().sum()))
+/// Time of all CPUs since boot (proc(5), `/proc/stat`).
+struct Ticks {
+    idle: f64,
+    stolen: f64,
+    all: f64,
+}
+
+impl Ticks {
+    fn now() -> anyhow::Result<Self> {
+        let stat = fs::read_to_string("/proc/stat").context("reading /proc/stat")?;
+        let first = stat.lines().next().unwrap_or_default();
+        let ticks: Vec<f64> = first.split_whitespace().skip(1).take(8).filter_map(|field| field.parse().ok()).collect();
+        let field = |n: usize| ticks.get(n).copied().unwrap_or(0.0);
+        Ok(Self { idle: field(3), stolen: field(7), all: ticks.iter().sum() })
+    }
+
+    fn since(&self, before: &Self) -> Self {
+        Self { idle: self.idle - before.idle, stolen: self.stolen - before.stolen, all: self.all - before.all }
+    }
 }
 
 fn fill(path: &Path, bytes: u64, seed: u64) -> anyhow::Result<()> {
