@@ -300,6 +300,7 @@ mod tests {
         // The disk does not have the second one yet.
         journal.settled(first).unwrap();
         let both = std::fs::read(dir.path().join(TAIL)).unwrap();
+        assert_eq!(both.iter().filter(|byte| **byte == b'\n').count(), 2);
         journal.settle().unwrap();
         assert_eq!(std::fs::read(dir.path().join(TAIL)).unwrap(), b"");
         assert!(journal.settling().is_none());
