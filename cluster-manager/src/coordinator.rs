@@ -464,13 +464,16 @@ impl Coordinator {
         tokio::spawn(work.instrument(info_span!("work", name, domain = %self.me)));
     }
 
-    /// Replaces what readers see.
-    fn show(&self) {
+    /// Replaces what readers see. Clients are answered from it, too: whoever is told of a job may ask for it over HTTP at once, and
+    /// must find there no less.
+    fn show(&self) -> Arc<Snapshot> {
         let jobs = self.live_documents();
         let domains = self.domain_documents();
         let ready = self.rooms.all_joined();
         let (loads, ended) = (self.load_documents(), Some(self.archive.clone()));
-        self.snapshot.send_replace(Arc::new(Snapshot { ready, jobs, domains, loads, ended }));
+        let shown = Arc::new(Snapshot { ready, jobs, domains, loads, ended });
+        self.snapshot.send_replace(shown.clone());
+        shown
     }
 
     /// Logs what a person must look at.

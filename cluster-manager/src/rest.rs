@@ -31,11 +31,11 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    fn job(&self, id: &str) -> Option<JobDoc> {
+    pub fn job(&self, id: &str) -> Option<JobDoc> {
         self.jobs.get(id).cloned().or_else(|| Some(self.ended.as_ref()?.get(id)?.document))
     }
 
-    fn all_jobs(&self) -> Vec<JobDoc> {
+    pub fn all_jobs(&self) -> Vec<JobDoc> {
         let ended = self.ended.iter().flat_map(|archive| archive.documents());
         // One that was archived since is in both.
         let mut all: BTreeMap<_, _> = ended.map(|job| (job.id.clone(), job)).collect();

@@ -52,19 +52,17 @@ fn error(code: &str, message: impl Into<String>, hint: &str) -> ErrorDoc {
 impl Coordinator {
     pub(super) async fn command(&mut self, from: &FullJid, command: Command, in_room: bool) -> Result<Answer> {
         info!(%from, command = command.name(), in_room, "asked");
-        let answer = match command {
+        Ok(match command {
             Command::Help => Answer::new(&shell::HELP, shell::HELP.to_owned()),
             Command::Jobs => {
-                let mut jobs: Vec<JobDoc> =
-                    self.archive.documents().chain(self.live_documents().into_values()).collect();
-                jobs.sort_by(|a, b| a.id.cmp(&b.id));
+                let jobs = self.show().all_jobs();
                 Answer::new(&jobs, shell::describe_jobs(&jobs))
             }
             Command::Domains => {
-                let domains = self.domain_documents();
-                Answer::new(&domains, shell::describe_domains(&domains))
+                let shown = self.show();
+                Answer::new(&shown.domains, shell::describe_domains(&shown.domains))
             }
-            Command::Status(id) => match self.document(&JobId(id.clone())) {
+            Command::Status(id) => match self.show().job(&id) {
                 Some(job) => Answer::new(&job, shell::describe_job(&job)),
                 None => Answer::refused(&no_such_job(&id)),
             },
@@ -76,10 +74,7 @@ impl Coordinator {
                 }
                 Err(refusal) => Answer::refused(&refusal),
             },
-        };
-        // Whoever is told of a job may ask for it over HTTP at once, and must find there no less.
-        self.show();
-        Ok(answer)
+        })
     }
 
     /// `Err` inside: refused, and nothing was journaled.
@@ -134,7 +129,7 @@ impl Coordinator {
         self.journal_job(event)?;
         self.owners.insert(id.clone(), from.clone());
         self.prepare(&id).await;
-        Ok(self.document(&id).ok_or_else(|| no_such_job(&id.0)))
+        Ok(self.show().job(&id.0).ok_or_else(|| no_such_job(&id.0)))
     }
 
     fn cancel(&mut self, from: &FullJid, id: String) -> Result<Answer> {
@@ -150,7 +145,7 @@ impl Coordinator {
             self.release_target(&job);
             self.tell_owner(&job);
         }
-        let document = self.document(&job).unwrap_or_default();
+        let document = self.show().job(&id).unwrap_or_default();
         Ok(Answer::new(&document, shell::describe_job(&document)))
     }
 

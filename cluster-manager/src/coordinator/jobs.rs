@@ -281,8 +281,7 @@ impl Coordinator {
 
     /// In private, because the addresses are nobody else's business; with the same id each time, until the server has taken it.
     pub(super) fn tell_owner(&self, id: &JobId) {
-        let Some(document) = self.document(id) else { return };
-        self.show();
+        let Some(document) = self.show().job(&id.0) else { return };
         // After a restart the full JID is not known any more; the account is.
         let to: Jid = match self.owners.get(id) {
             Some(full) => full.clone().into(),
