@@ -142,6 +142,47 @@ async fn a_file_that_changes_while_it_is_loaded_ends_the_load_with_that_reason()
     assert!(!node.dir.join("set.bin").exists(), "no final name");
 }
 
+/// Runs a script that may say `$GET DIR OPTION...` in a mount namespace that ends with it; what it prints and its exit code.
+async fn get_with_mounts(served: &Served, dir: &Path, script: &str) -> (String, Option<i32>) {
+    let get =
+        format!("{} swarm get {} --listen 127.0.0.1:0 --seed-for 0s --dir", env!("CARGO_BIN_EXE_starling"), served.url);
+    let mut shell = tokio::process::Command::new("unshare");
+    shell.args(["--mount", "sh", "-c", script]).current_dir(dir).env("GET", get).kill_on_drop(true);
+    let output = tokio::time::timeout(LIMIT, shell.output()).await.expect("it ends").unwrap();
+    (String::from_utf8(output.stderr).unwrap(), output.status.code())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_ends_a_node_with_its_code_and_the_next_run_goes_on_to_the_right_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let served = serve(dir.path(), &bytes(6_000_000), None).await;
+    let full = "mkdir d && mount -t tmpfs -o size=3m none d && $GET d --rate none";
+    let (said, code) = get_with_mounts(&served, dir.path(), full).await;
+    assert!(code == Some(4) && said.contains("disk-full: ") && said.contains("free space"), "{code:?} {said}");
+    // The disk of the data is full, that of the state is not; a final name would have to cross from one to the other.
+    let again = "s=d/.set.bin.starling; $GET d --rate 500kB & \
+                 until [ -e $s/have ]; do sleep 0.1; done; kill -9 $!; wait $!; \
+                 mkdir t && mount -t tmpfs -o size=4m none t && cp --sparse=always $s/data/set.bin t && \
+                 mount --bind t $s/data && ! $GET d --rate none && \
+                 mount -o remount,size=64m t && ! $GET d --rate none && cmp t/set.bin set.bin";
+    let (said, code) = get_with_mounts(&served, dir.path(), again).await;
+    assert!(code == Some(0) && said.contains("disk-full: ") && said.contains("final name"), "{code:?} {said}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_directory_that_is_closed_or_vanishes_ends_a_node_with_its_code() {
+    let dir = tempfile::tempdir().unwrap();
+    let served = serve(dir.path(), &bytes(6_000_000), None).await;
+    let closed = "mkdir d && mount -t tmpfs -o ro none d && $GET d --rate none";
+    let (said, code) = get_with_mounts(&served, dir.path(), closed).await;
+    assert!(code == Some(4) && said.contains("permission-denied: ") && said.contains("make the directory"), "{said}");
+    // So slow that most of it is still to come.
+    let vanishes = "mkdir v && $GET v --rate 1MB & \
+                    until [ -e v/.set.bin.starling/data/set.bin ]; do sleep 0.05; done && rm -r v && wait $!";
+    let (said, code) = get_with_mounts(&served, dir.path(), vanishes).await;
+    assert!(code == Some(4) && said.contains("directory-vanished: "), "{code:?} {said}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restarted_node_fetches_only_what_it_lacks() {
     let dir = tempfile::tempdir().unwrap();

@@ -279,8 +279,9 @@ async fn a_running_job_is_told_of(person: &mut Person, id: &str) {
 }
 
 async fn http_knows_what_an_iq_has_told(stage: &Stage, person: &Person, id: &str) {
-    let known = |job: &JobDoc| (job.ended_at, job.parts.iter().filter(|part| part.state == "verified").count());
-    let mut told = (None, 0);
+    let percent = |job: &JobDoc| job.parts.iter().map(|part| part.percent).sum::<f32>();
+    let known = |job: &JobDoc| (job.ended_at, job.parts.iter().filter(|p| p.state == "verified").count(), percent(job));
+    let mut told = (None, 0, 0.0);
     while told.0.is_none() {
         told = known(&understood(person.request(query("status", id)).await));
         let shown = known(&stage.job(id).await);
