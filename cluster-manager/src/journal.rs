@@ -1,14 +1,14 @@
 //! The journal: what this cluster manager has promised and learnt, in order, in sled.
 //!
 //! State is never stored, only events; a restart folds them again, and drops what tells of jobs that are over. An entry counts as written when [`Journal::append`]
-//! returns: then it is with the operating system, and a killed process loses nothing. sled keeps what is new in its own memory
-//! until it has waited for the disk, which takes longer than a whole negotiation; so what sled has not settled yet stands in
-//! a plain file beside it, too. What a power cut costs: docs/decisions/0007-journal-and-power-cuts.md. Secrets never come here
+//! returns: then it is with the operating system, in a plain file, and a killed process loses nothing. sled keeps what is new in its own memory
+//! until it has waited for the disk, which takes longer than a whole negotiation; so it is given what is in that file about once a second,
+//! by a thread. What a power cut costs: docs/decisions/0007-journal-and-power-cuts.md. Secrets never come here
 //! in clear (see `vault`).
 
 use std::fs::File;
-use std::io::{ErrorKind, Read, Write};
-use std::path::Path;
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Serialize, de::DeserializeOwned};
@@ -34,14 +34,16 @@ pub struct Journal {
     events: sled::Tree,
     ended: sled::Tree,
     next: u64,
-    /// What sled may still have in memory only, a line for each entry.
+    /// What sled does not have yet, or in memory only, a line for each entry.
     tail: File,
+    tail_path: PathBuf,
     tail_bytes: usize,
 }
 
-/// A wait for the disk, which can take long.
+/// What sled has still to be given, and a wait for the disk, which can take long.
 pub struct Settling {
-    db: sled::Db,
+    events: sled::Tree,
+    tail_path: PathBuf,
     next: u64,
 }
 
@@ -51,9 +53,29 @@ pub struct Settled(u64);
 impl Settling {
     /// Blocks.
     pub fn wait(self) -> Result<Settled, JournalError> {
-        self.db.flush().map_err(JournalError::Write)?;
+        take_up(&self.events, &self.tail_path)?;
+        self.events.flush().map_err(JournalError::Write)?;
         Ok(Settled(self.next))
     }
+}
+
+/// Gives sled what only the tail has; the number of the next entry. A last line without an end was never acted upon. Does no harm when it
+/// is done twice at the same time.
+fn take_up(events: &sled::Tree, tail: &Path) -> Result<u64, JournalError> {
+    let bytes = std::fs::read(tail).map_err(|source| JournalError::Tail { doing: "read", source })?;
+    let last = events.last().map_err(JournalError::Read)?;
+    let mut next = last.map_or(0, |(key, _)| index_of(&key) + 1);
+    let mut batch = sled::Batch::default();
+    for line in bytes.split_inclusive(|b| *b == b'\n').filter_map(|line| line.strip_suffix(b"\n")) {
+        let Some((index, entry)) = line.split_at_checked(INDEX_DIGITS) else { break };
+        let index = str::from_utf8(index).ok().and_then(|digits| u64::from_str_radix(digits, 16).ok());
+        if index == Some(next) {
+            batch.insert(&next.to_be_bytes(), entry);
+            next += 1;
+        }
+    }
+    events.apply_batch(batch).map_err(JournalError::Write)?;
+    Ok(next)
 }
 
 /// The tail's file, beside sled's own.
@@ -69,33 +91,14 @@ impl Journal {
         let db = unlocked(dir).map_err(fail)?;
         let events = db.open_tree("events").map_err(fail)?;
         let ended = db.open_tree("ended").map_err(fail)?;
-        let next = match events.last().map_err(fail)? {
-            Some((key, _)) => index_of(&key) + 1,
-            None => 0,
-        };
-        let options = File::options().read(true).append(true).create(true).open(dir.join(TAIL));
-        let tail = options.map_err(|source| JournalError::Tail { doing: "open", source })?;
-        let mut journal = Self { db, events, ended, next, tail, tail_bytes: 0 };
-        journal.recover()?;
+        let tail_path = dir.join(TAIL);
+        let fail = |source| JournalError::Tail { doing: "open", source };
+        let tail = File::options().append(true).create(true).open(&tail_path).map_err(fail)?;
+        let tail_bytes = tail.metadata().map_err(fail)?.len() as usize;
+        let next = take_up(&events, &tail_path)?;
+        let mut journal = Self { db, events, ended, next, tail, tail_path, tail_bytes };
+        journal.settle()?;
         Ok(journal)
-    }
-
-    /// Gives sled what only the tail has. A last line without an end was never acted upon.
-    fn recover(&mut self) -> Result<(), JournalError> {
-        let mut bytes = Vec::new();
-        self.tail.read_to_end(&mut bytes).map_err(|source| JournalError::Tail { doing: "read", source })?;
-        self.tail_bytes = bytes.len();
-        let mut batch = sled::Batch::default();
-        for line in bytes.split_inclusive(|b| *b == b'\n').filter_map(|line| line.strip_suffix(b"\n")) {
-            let Some((index, entry)) = line.split_at_checked(INDEX_DIGITS) else { break };
-            let index = str::from_utf8(index).ok().and_then(|digits| u64::from_str_radix(digits, 16).ok());
-            if index == Some(self.next) {
-                batch.insert(&self.next.to_be_bytes(), entry);
-                self.next += 1;
-            }
-        }
-        self.events.apply_batch(batch).map_err(JournalError::Write)?;
-        self.settle()
     }
 
     /// Waits until sled has everything on the disk, and empties the tail.
@@ -108,7 +111,8 @@ impl Journal {
 
     /// What the disk may not have yet, to be waited for elsewhere; then [`Journal::settled`] wants to know. To be called now and then.
     pub fn settling(&self) -> Option<Settling> {
-        (self.tail_bytes > 0).then(|| Settling { db: self.db.clone(), next: self.next })
+        let settling = || Settling { events: self.events.clone(), tail_path: self.tail_path.clone(), next: self.next };
+        (self.tail_bytes > 0).then(settling)
     }
 
     /// Empties the tail, unless it has grown meanwhile: what sled has is not taken from it a second time.
@@ -152,18 +156,15 @@ impl Journal {
         if entries.is_empty() {
             return Ok(());
         }
-        let (mut batch, mut lines) = (sled::Batch::default(), Vec::new());
+        let mut lines = Vec::new();
         for (index, entry) in (self.next..).zip(entries) {
-            let bytes = serde_json::to_vec(entry).map_err(|source| JournalError::Entry { index, source })?;
-            // JSON has no line ends of its own.
             lines.extend_from_slice(format!("{index:0INDEX_DIGITS$x}").as_bytes());
-            lines.extend_from_slice(&bytes);
+            // JSON has no line ends of its own.
+            serde_json::to_writer(&mut lines, entry).map_err(|source| JournalError::Entry { index, source })?;
             lines.push(b'\n');
-            batch.insert(&index.to_be_bytes(), bytes);
         }
         self.tail.write_all(&lines).map_err(|source| JournalError::Tail { doing: "write", source })?;
         self.tail_bytes += lines.len();
-        self.events.apply_batch(batch).map_err(JournalError::Write)?;
         self.next += entries.len() as u64;
         if self.tail_bytes > TAIL_BYTES_MAX { self.settle() } else { Ok(()) }
     }
@@ -207,7 +208,7 @@ impl Journal {
         Archive { ended: self.ended.clone(), base_url: base_url.to_owned() }
     }
 
-    /// Every entry, oldest first.
+    /// Every entry that is settled, oldest first.
     pub fn replay<E: DeserializeOwned>(&self) -> impl Iterator<Item = Result<E, JournalError>> {
         self.events.iter().map(|item| {
             let (key, value) = item.map_err(JournalError::Read)?;
@@ -312,6 +313,23 @@ mod tests {
     }
 
     #[test]
+    fn two_waits_at_the_same_time_lose_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut journal = Journal::open(dir.path()).unwrap();
+        journal.append(&[1]).unwrap();
+        let early = journal.settling().unwrap();
+        journal.append(&[2]).unwrap();
+        let late = journal.settling().unwrap();
+        journal.settled(late.wait().unwrap()).unwrap();
+        // The tail is empty now.
+        journal.settled(early.wait().unwrap()).unwrap();
+        journal.append(&[3]).unwrap();
+        drop(journal);
+        let entries: Result<Vec<u32>, _> = Journal::open(dir.path()).unwrap().replay().collect();
+        assert_eq!(entries.unwrap(), [1, 2, 3]);
+    }
+
+    #[test]
     fn the_last_state_of_a_job_is_there_after_a_restart() {
         let dir = tempfile::tempdir().unwrap();
         let mut journal = Journal::open(dir.path()).unwrap();
@@ -359,6 +377,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut journal = Journal::open(dir.path()).unwrap();
         journal.append(&["text"]).unwrap();
+        journal.settle().unwrap();
         let read: Result<Vec<u32>, _> = journal.replay().collect();
         assert!(matches!(read, Err(JournalError::Entry { index: 0, .. })));
     }
