@@ -1,5 +1,5 @@
 //! From submission to the last commitment with more and more foreign domains: real coordinators with their journals in this
-//! process, one Prosody for all, a real film in a real store.
+//! process, each domain on a thread of its own, one Prosody for all, a real film in a real store.
 //!
 //! Their host managers take every task and do nothing with it, so that no encoder stands in the way of what is measured. What is
 //! measured ends when the last domain has acknowledged its commitment. The yardstick is what the same server needs, in the same run,
@@ -10,7 +10,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use cluster_manager::cli::access::Access;
 use cluster_manager::cli::link::{Answer, Link};
@@ -96,7 +96,7 @@ pub async fn run(args: NegotiateArgs) -> Result<Vec<Figure>> {
     let mut rows = Vec::new();
     for &n in &args.domains {
         ensure!((1..=100).contains(&n), "1 to 100 foreign domains");
-        let row = tokio::task::LocalSet::new().run_until(measure(n, args.runs)).await?;
+        let row = measure(n, args.runs).await?;
         println!(
             "{n} foreign: submit to last commit {:.1} ms, bare IQs {:.1} ms and store requests {:.1} ms; first call to last \
              commit {:.1} ms, bare IQs {:.1} ms; load {}",
@@ -180,10 +180,10 @@ async fn measure(foreign: usize, runs: u32) -> Result<Row> {
     let mut managers = Vec::new();
     let mut hosts = Vec::new();
     for n in 0..=foreign {
-        managers.push(manager(dir.path(), &shelf, &server, &address, n).await?);
-        if n > 0 {
-            hosts.push(host(&account("hm1", n), n).await?);
-        }
+        let config = manager_config(dir.path(), &shelf, &server, &address, n)?;
+        let manager = Manager::start(config, (n > 0).then(|| account("hm1", n))).await?;
+        hosts.extend(manager.host.clone());
+        managers.push(manager);
     }
     let home = &managers[0];
     let patience = Instant::now() + PATIENCE;
@@ -219,12 +219,8 @@ async fn measure(foreign: usize, runs: u32) -> Result<Row> {
     }
     client.close().await;
     prober.close().await;
-    for (host, _) in hosts {
-        host.close().await;
-    }
     for manager in managers {
-        let _ = manager.stop.send(());
-        let _ = manager.task.await;
+        manager.end().await?;
     }
     prosody.end().await;
     let middle = |of: fn(&Sample) -> f64| median(all.iter().map(of));
@@ -270,19 +266,61 @@ fn prosody(dir: &std::path::Path, foreign: usize) -> Result<(ProsodyConfig, Reci
     Ok((home, recipe))
 }
 
+/// A domain on a thread of its own, as it would be a process: its cluster manager and, of a foreign one, its host manager.
 struct Manager {
     snapshot: watch::Receiver<Arc<Snapshot>>,
+    host: Option<FullJid>,
     stop: oneshot::Sender<()>,
-    task: tokio::task::JoinHandle<Result<()>>,
+    thread: std::thread::JoinHandle<Result<()>>,
 }
 
-async fn manager(
+impl Manager {
+    async fn start(config: Config, host_account: Option<XmppConfig>) -> Result<Self> {
+        let (shown, snapshot) = watch::channel(Arc::new(Snapshot::default()));
+        let (stop, told) = oneshot::channel::<()>();
+        let (ready, started) = oneshot::channel();
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(async {
+                let (_asks, asks) = mpsc::channel(1);
+                let room: BareJid = config.rooms.cluster.parse()?;
+                let coordinator = Coordinator::start(config, String::new(), asks, shown).await?;
+                let host = match host_account {
+                    Some(account) => Some(host(&account, room).await?),
+                    None => None,
+                };
+                let _ = ready.send(host.as_ref().map(|(_, jid)| jid.clone()));
+                let outcome = coordinator.run(async { drop(told.await) }).await;
+                if let Some((agent, _)) = host {
+                    agent.close().await;
+                }
+                outcome
+            })
+        });
+        match started.await {
+            Ok(host) => Ok(Self { snapshot, host, stop, thread }),
+            Err(_) => Err(ended(thread).await.err().context("a domain ended before it had begun")?),
+        }
+    }
+
+    async fn end(self) -> Result<()> {
+        let _ = self.stop.send(()); // fails when it has ended before, and says why now
+        ended(self.thread).await
+    }
+}
+
+async fn ended(thread: std::thread::JoinHandle<Result<()>>) -> Result<()> {
+    let joined = tokio::task::spawn_blocking(|| thread.join()).await?;
+    joined.unwrap_or_else(|_| bail!("a domain's thread panicked"))
+}
+
+fn manager_config(
     dir: &std::path::Path,
     shelf: &Shelf,
     server: &ProsodyConfig,
     address: &str,
     n: usize,
-) -> Result<Manager> {
+) -> Result<Config> {
     let name = domain(n);
     let config = serde_json::json!({
         "domain": name,
@@ -297,18 +335,12 @@ async fn manager(
     });
     let mut config: Config = serde_json::from_value(config)?;
     config.s3 = (n == 0).then(|| shelf.config());
-    let (_asks, asks) = mpsc::channel(1);
-    let (shown, snapshot) = watch::channel(Arc::new(Snapshot::default()));
-    let coordinator = Coordinator::start(config, String::new(), asks, shown).await?;
-    let (stop, told) = oneshot::channel::<()>();
-    let task = tokio::task::spawn_local(coordinator.run(async move { drop(told.await) }));
-    Ok(Manager { snapshot, stop, task })
+    Ok(config)
 }
 
 /// Announces itself with free slots, takes what it is given, and does nothing. Its full JID.
-async fn host(account: &XmppConfig, n: usize) -> Result<(Agent, FullJid)> {
+async fn host(account: &XmppConfig, room: BareJid) -> Result<(Agent, FullJid)> {
     let (agent, mut events) = Agent::start(account)?;
-    let room: BareJid = format!("cluster@conference.{}", domain(n)).parse()?;
     agent.join(&room, "hm1", None).await?;
     let (online, jid) = oneshot::channel();
     let speaker = agent.clone();
@@ -351,10 +383,10 @@ async fn short_film(dir: &std::path::Path, shelf: &Shelf) -> Result<(Store, Obje
 }
 
 /// Milliseconds of empty IQs to all these hosts at once.
-async fn bare(prober: &Agent, hosts: &[(Agent, FullJid)]) -> Result<f64> {
+async fn bare(prober: &Agent, hosts: &[FullJid]) -> Result<f64> {
     let began = Instant::now();
     let ping = || Element::bare("ping", "urn:xmpp:ping");
-    let asked = hosts.iter().map(|(_, host)| prober.iq_set(host.clone().into(), ping(), ANSWER));
+    let asked = hosts.iter().map(|host| prober.iq_set(host.clone().into(), ping(), ANSWER));
     futures::future::try_join_all(asked).await.context("send a bare IQ")?;
     Ok(ms(began.elapsed()))
 }
