@@ -5,6 +5,7 @@
 
 pub mod source;
 
+use std::collections::BTreeSet;
 use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -27,7 +28,7 @@ use storage::overlay::store::Store;
 use tokio::net::TcpListener;
 
 use self::source::{Hashed, Held, Opened, Original, Source, StoreArgs, Wanted};
-use crate::torrent_controller::{self, LEASE_MS_MIN, Origin, StoreOrigin, TorrentController};
+use crate::torrent_controller::{self, LEASE_MS_MIN, Origin, Status, StoreOrigin, TorrentController};
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -341,11 +342,18 @@ async fn serve(args: ServeArgs) -> Result<(), Failure> {
     }
     bar.set_length(u64::from(served.meta.layout.pieces()));
     let mut second = tokio::time::interval(Duration::from_secs(1));
-    let mut failed = 0;
+    let (mut failed, mut marked) = (0, BTreeSet::new());
     loop {
         tokio::select! {
             _ = second.tick() => {
-                show_status(&served, args.json, &bar);
+                let status = served.controller.status();
+                show_status(&served, &status, args.json, &bar);
+                if !args.json {
+                    for node in status.failed.iter().filter(|(id, _)| !marked.contains(*id)).map(|(_, node)| node) {
+                        bar.suspend(|| eprintln!("swarm: the node at {} cannot become whole: {}", node.address, node.why));
+                    }
+                    marked = status.failed.into_keys().collect();
+                }
                 if let Some(why) = served.controller.failure() {
                     // Nodes announce once a second: each hears why before the controller ends.
                     failed += 1;
@@ -363,17 +371,17 @@ async fn serve(args: ServeArgs) -> Result<(), Failure> {
     }
 }
 
-fn show_status(served: &Served, as_json: bool, bar: &ProgressBar) {
-    let status = served.controller.status();
+fn show_status(served: &Served, status: &Status, as_json: bool, bar: &ProgressBar) {
     let given = served.given() + status.from_store;
     if as_json {
-        let value = serde_json::to_value(&status).unwrap_or_default();
+        let value = serde_json::to_value(status).unwrap_or_default();
         println!("{}", json!({"event": "status", "status": value, "given": given}));
     } else {
         bar.set_position(u64::from(status.pieces - status.pieces_not_sent));
         let nodes = status.capped + status.relays + status.leechers + status.peers + status.seeders;
+        let failed = if status.failed.is_empty() { String::new() } else { format!(", {} failed", status.failed.len()) };
         bar.set_message(format!(
-            "{nodes} nodes, {} complete, {given} bytes given, λ2 {:.2}",
+            "{nodes} nodes, {} complete{failed}, {given} bytes given, λ2 {:.2}",
             status.complete, status.lambda2
         ));
     }

@@ -35,6 +35,10 @@ const ORDINARY_TTL: Duration = Duration::from_secs(90);
 const ORDINARY_PEERS: usize = 30;
 /// Members of one swarm; more announces are refused rather than remembered.
 const MEMBERS_MAX: usize = 100_000;
+/// Nodes that said why they cannot become whole; remembered are the first.
+const FAILED_MAX: usize = 1000;
+/// Of such a reason; it comes from the network and goes to a terminal.
+const WHY_CHARS: usize = 300;
 const TICK: Duration = Duration::from_millis(200);
 
 /// One swarm's controller; also the book that its origin asks.
@@ -59,6 +63,7 @@ pub enum Origin {
 struct Inner {
     policy: Policy,
     members: BTreeMap<NodeId, Member>,
+    failed: BTreeMap<NodeId, FailedNode>,
     /// Since when every read of the store failed, how many have, and the bytes that left it.
     failing: Option<Instant>,
     refusals: u64,
@@ -76,6 +81,14 @@ struct Member {
     received: (u64, u64),
 }
 
+/// A node that left because it cannot become whole; forgotten when it comes again.
+#[derive(Clone, Debug, Serialize)]
+pub struct FailedNode {
+    pub address: SocketAddr,
+    /// By its own word, as `code: text`.
+    pub why: String,
+}
+
 /// What a load looks like from the controller.
 #[derive(Clone, Debug, Serialize)]
 pub struct Status {
@@ -87,6 +100,8 @@ pub struct Status {
     pub peers: u32,
     pub seeders: u32,
     pub complete: u32,
+    /// By the node's number.
+    pub failed: BTreeMap<NodeId, FailedNode>,
     pub origin_slots: u32,
     pub pieces: u32,
     pub pieces_not_sent: u32,
@@ -104,8 +119,15 @@ pub struct Status {
 impl TorrentController {
     pub fn new(meta: Arc<Metainfo>, config: Config, origin: Origin, seed: u64) -> Arc<Self> {
         let policy = Policy::new(config, meta.layout.pieces(), seed);
-        let inner =
-            Inner { policy, members: BTreeMap::new(), failing: None, refusals: 0, from_store: 0, failure: None };
+        let inner = Inner {
+            policy,
+            members: BTreeMap::new(),
+            failed: BTreeMap::new(),
+            failing: None,
+            refusals: 0,
+            from_store: 0,
+            failure: None,
+        };
         let (inner, version) = (Mutex::new(inner), watch::channel(0).0);
         Arc::new(Self { meta, start: Instant::now(), origin, inner, version, freed: Notify::new() })
     }
@@ -173,6 +195,7 @@ impl TorrentController {
             peers: of(Role::Peer),
             seeders: of(Role::Seeder),
             complete: seen.complete,
+            failed: inner.failed.clone(),
             origin_slots: seen.slots,
             pieces: self.meta.layout.pieces(),
             pieces_not_sent: seen.free,
@@ -212,6 +235,7 @@ impl TorrentController {
         let deadline = tokio::time::Instant::now() + wait.min(WAIT_MAX);
         let mut version = self.version.subscribe();
         let known = self.with(|inner, _| {
+            inner.failed.remove(&id);
             let told = inner.members.get(&id).and_then(|m| m.told.clone());
             let room = inner.members.len() < MEMBERS_MAX || inner.members.contains_key(&id);
             room.then(|| inner.members.insert(id, Member { told, ..member })).is_some()
@@ -235,6 +259,21 @@ impl TorrentController {
                 return Some(orders);
             }
         }
+    }
+
+    /// A node leaves; marked, if it says what went wrong.
+    fn gone(&self, id: NodeId, address: SocketAddr, why: Option<String>) {
+        let why: Option<String> = why.map(|why| why.chars().filter(|c| !c.is_control()).take(WHY_CHARS).collect());
+        if let Some(why) = &why {
+            tracing::warn!(%address, %why, "a node cannot become whole");
+        }
+        self.with(|inner, _| {
+            inner.members.remove(&id);
+            inner.policy.leave(id);
+            if let Some(why) = why.filter(|_| inner.failed.len() < FAILED_MAX) {
+                inner.failed.insert(id, FailedNode { address, why });
+            }
+        });
     }
 
     fn addresses(&self, nodes: &[NodeId]) -> Vec<SocketAddr> {
@@ -301,10 +340,7 @@ async fn ordinary(
     }
     let id = query.node();
     if query.stopped {
-        this.with(|inner, _| {
-            inner.members.remove(&id);
-            inner.policy.leave(id);
-        });
+        this.gone(id, SocketAddr::new(from.ip(), query.port), None);
         return announce::compact(ORDINARY_INTERVAL_S, &[]).into_response();
     }
     let complete = query.left == 0;
@@ -354,11 +390,9 @@ async fn ours_checked(this: &TorrentController, from: SocketAddr, body: &[u8]) -
     let said = PeerReport::parse(body)?;
     this.check(said.info_hash(), &said.token)?;
     let report = said.report(this.meta.layout.pieces())?;
-    if said.stopped {
-        this.with(|inner, _| {
-            inner.members.remove(&said.node);
-            inner.policy.leave(said.node);
-        });
+    let address = SocketAddr::new(from.ip(), said.port);
+    if said.stopped || said.failed.is_some() {
+        this.gone(said.node, address, said.failed);
         return Ok(PeerOrders {
             role: "gone".into(),
             interval_ms: 0,
@@ -371,7 +405,7 @@ async fn ours_checked(this: &TorrentController, from: SocketAddr, body: &[u8]) -
         });
     }
     let member = Member {
-        address: SocketAddr::new(from.ip(), said.port),
+        address,
         ordinary: false,
         complete: said.complete,
         seen: Instant::now(),

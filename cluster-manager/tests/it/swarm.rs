@@ -159,6 +159,8 @@ async fn a_full_disk_ends_a_node_with_its_code_and_the_next_run_goes_on_to_the_r
     let full = "mkdir d && mount -t tmpfs -o size=3m none d && $GET d --rate none";
     let (said, code) = get_with_mounts(&served, dir.path(), full).await;
     assert!(code == Some(4) && said.contains("disk-full: ") && said.contains("free space"), "{code:?} {said}");
+    let marked = |served: &Served| Vec::from_iter(served.controller.status().failed.into_values().map(|node| node.why));
+    assert!(matches!(&marked(&served)[..], [why] if why.starts_with("disk-full: ")), "{:?}", marked(&served));
     // The disk of the data is full, that of the state is not; a final name would have to cross from one to the other.
     let again = "s=d/.set.bin.starling; $GET d --rate 500kB & \
                  until [ -e $s/have ]; do sleep 0.1; done; kill -9 $!; wait $!; \

@@ -78,7 +78,13 @@ async fn from_swarm(
     let path = loaded.await;
     report.update(|state| state.usage.bytes_in += from_peers + from_origin);
     info!(from_peers, from_origin, "loaded from the swarm");
-    Ok((seat, places, path.map_err(|e| text(&e))?))
+    match path {
+        Ok(path) => Ok((seat, places, path)),
+        Err(why) => {
+            seat.leave().await;
+            Err(text(&why))
+        }
+    }
 }
 
 fn copy(from: &Path, places: &[u64], ranges: &[ByteRange], input: &Path) -> io::Result<()> {

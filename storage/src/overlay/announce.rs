@@ -148,6 +148,9 @@ pub struct PeerReport {
     pub starving: bool,
     #[serde(default)]
     pub stopped: bool,
+    /// Why this node cannot become whole (a full disk, say), as `code: text`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failed: Option<String>,
     /// The answer may wait this long for something to change, in milliseconds.
     #[serde(default)]
     pub wait_ms: u64,

@@ -186,7 +186,7 @@ impl Controller {
         }
     }
 
-    /// Says goodbye, so that nobody waits for this node.
+    /// Says goodbye, so that nobody waits for this node, and what went wrong if something did.
     pub async fn leave(&self, peer: &Peer, meta: &Metainfo, member: &Member) {
         let report = PeerReport { stopped: true, wait_ms: 0, ..self.report(peer, meta, member, 1) };
         let _ = tokio::time::timeout(Duration::from_secs(1), self.announce(&report)).await;
@@ -206,6 +206,7 @@ impl Controller {
             complete: progress.groups_held == progress.groups,
             starving: progress.starving,
             stopped: false,
+            failed: progress.failed.clone(),
             wait_ms: WAIT.as_millis() as u64,
             received: (progress.from_peers, progress.from_origin),
         }
