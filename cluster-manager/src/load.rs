@@ -58,7 +58,7 @@ pub struct LoadArgs {
     /// Keep no copy of objects here: nodes read them from the store under leases
     #[arg(long)]
     pub from_store: bool,
-    /// Where hashes (and the bytes of objects) are kept; ~/.cache/starling/swarm unless given
+    /// Where hashes (and the bytes of objects) are kept until unused for 30 days; ~/.cache/starling/swarm unless given
     #[arg(long, env = "STARLING_CACHE", value_name = "DIR")]
     pub cache: Option<PathBuf>,
     /// Give up when no node got a byte for so long

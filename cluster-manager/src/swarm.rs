@@ -60,7 +60,7 @@ pub struct ServeArgs {
     pub source: Source,
     #[command(flatten)]
     pub store: StoreArgs,
-    /// Where hashes (and the bytes of objects) are kept; ~/.cache/starling/swarm unless given
+    /// Where hashes (and the bytes of objects) are kept until unused for 30 days; ~/.cache/starling/swarm unless given
     #[arg(long, env = "STARLING_CACHE", value_name = "DIR")]
     pub cache: Option<PathBuf>,
     /// Keep no bytes of objects here: nodes read them from the store under leases

@@ -9,11 +9,12 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 use clap::Args;
 use futures::StreamExt;
 use storage::error::StoreError;
-use storage::hex::hex;
+use storage::hex::{hex, unhex};
 use storage::object::ObjectPath;
 use storage::overlay::layout::Layout;
 use storage::overlay::metainfo::{self, File, GroupHash, Metainfo};
@@ -27,6 +28,8 @@ use super::Failure;
 /// Local files are hashed at 1-2 GB/s: less than this is not worth remembering.
 const CACHE_FROM: u64 = 256 << 20;
 /// Bytes between two savings of what a pass found.
+/// What the cache holds goes when no run has used it for so long.
+const UNUSED: Duration = Duration::from_secs(30 * 24 * 3600);
 const SAVE_BYTES: u64 = 64 << 20;
 const READ_BYTES: u64 = 1 << 20;
 
@@ -142,6 +145,7 @@ pub struct Wanted<'a> {
 
 pub async fn open(wanted: Wanted<'_>, hashed: &Arc<Hashed>) -> Result<Opened, Failure> {
     let cache = wanted.cache.map_or_else(cache_dir, Path::to_owned);
+    let _ = forget_unused(&cache); // no cache yet, or one that others clean
     match wanted.source {
         Source::Local(_) if wanted.from_store => {
             Err(Failure::new(2, "usage", "--from-store is for sources that begin with s3://"))
@@ -165,6 +169,21 @@ fn cache_dir() -> PathBuf {
 fn place(cache: &Path, name: &str) -> PathBuf {
     use sha2::Digest;
     cache.join(&hex(&sha2::Sha256::digest(name))[..16])
+}
+
+/// Removes what no run has used for [`UNUSED`]: copies of objects are large. Only what [`place`] may have named.
+fn forget_unused(cache: &Path) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(cache)?.flatten() {
+        let name = entry.file_name();
+        let is_ours = name.len() == 16 && name.to_str().is_some_and(|name| unhex(name).is_some());
+        // Each run writes in there; the bytes themselves may be older.
+        let files = std::fs::read_dir(entry.path()).into_iter().flatten().flatten();
+        let used = files.filter_map(|file| file.metadata().and_then(|meta| meta.modified()).ok()).max();
+        if is_ours && used.and_then(|used| used.elapsed().ok()).is_some_and(|age| age > UNUSED) {
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
+    Ok(())
 }
 
 /// What tells one version of a dataset, cut in one way, from all others.
@@ -330,4 +349,28 @@ fn walk(dir: &Path, prefix: &mut Vec<String>, list: &mut Vec<File>) -> std::io::
         prefix.pop();
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_nobody_has_used_for_long_leaves_the_cache_and_nothing_else_does() {
+        let cache = tempfile::tempdir().unwrap();
+        let make = |name: &str, days: u64| {
+            let dir = cache.path().join(name);
+            std::fs::create_dir_all(dir.join("data")).unwrap();
+            let file = std::fs::File::create(dir.join("token")).unwrap();
+            let used = std::time::SystemTime::now() - Duration::from_secs(days * 24 * 3600);
+            file.set_modified(used).unwrap();
+            std::fs::File::open(dir.join("data")).unwrap().set_modified(used).unwrap();
+            dir
+        };
+        let old = make("0123456789abcdef", 31);
+        let others = [make("fedcba9876543210", 29), make("holiday-pictures", 400), make("0123456789abcde", 400)];
+        forget_unused(cache.path()).unwrap();
+        assert!(!old.exists() && others.iter().all(|dir| dir.join("token").exists()));
+        assert!(forget_unused(&cache.path().join("none")).is_err());
+    }
 }
