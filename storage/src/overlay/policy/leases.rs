@@ -121,6 +121,7 @@ impl Policy {
         self.free.clear(piece);
         self.pieces[piece as usize] = Piece::Leased;
         self.out.insert((id, piece), Lease { since: now, sent: false });
+        self.slots.passed(now, self.sending);
         self.sending += 1;
         self.leases += 1;
         self.refresh(id);
@@ -250,8 +251,9 @@ impl Policy {
         if let Some(lease) = self.out.get_mut(&(id, piece))
             && !std::mem::replace(&mut lease.sent, true)
         {
+            self.slots.passed(now, self.sending);
+            self.slots.sent(now, lease.since);
             self.sending = self.sending.saturating_sub(1);
-            self.slots.done += 1;
             self.slots.turn(now, self.lease_ms);
         }
     }
@@ -344,6 +346,7 @@ impl Policy {
         if !late.is_empty() {
             self.patience_ms = (self.patience_ms * PATIENCE).min(MS_MAX);
         }
+        self.slots.passed(now, self.sending);
         late.into_iter().for_each(|(id, piece)| self.release(id, piece));
         self.slots.turn(now, self.lease_ms);
     }

@@ -15,7 +15,12 @@ pub struct Slots {
     pub now: u32,
     pub max: u32,
     window_start: Millis,
-    pub done: u32,
+    /// Leases being sent, summed up over the milliseconds of the window until `counted`.
+    in_service: f64,
+    counted: Millis,
+    /// Leases that were begun and sent in the window, and the milliseconds that they took together.
+    served: u32,
+    service_ms: f64,
     pub limited: bool,
     best: f64,
     grew: bool,
@@ -41,7 +46,10 @@ impl Slots {
             now: now.min(max),
             max,
             window_start: 0,
-            done: 0,
+            in_service: 0.0,
+            counted: 0,
+            served: 0,
+            service_ms: 0.0,
             limited: false,
             best: 0.0,
             grew: false,
@@ -54,16 +62,38 @@ impl Slots {
         }
     }
 
+    /// Until now so many leases were being sent. To be told before each change.
+    pub fn passed(&mut self, now: Millis, sending: u32) {
+        self.in_service += f64::from(sending) * now.saturating_sub(self.counted) as f64;
+        self.counted = now;
+    }
+
+    /// A lease was sent.
+    pub fn sent(&mut self, now: Millis, since: Millis) {
+        // What was begun before is no measure of the slots that were added since.
+        if since >= self.window_start {
+            self.served += 1;
+            self.service_ms += now.saturating_sub(since) as f64;
+        }
+    }
+
+    fn begin_window(&mut self, now: Millis) {
+        (self.window_start, self.in_service, self.counted) = (now, 0.0, now);
+        (self.served, self.service_ms) = (0, 0.0);
+    }
+
     pub fn turn(&mut self, now: Millis, lease_ms: f64) {
         let span = now.saturating_sub(self.window_start);
         let window = Self::WINDOW_MS.max((lease_ms * Self::WINDOW_LEASES) as Millis);
-        if span < window || self.done < self.now {
+        if span < window || self.served < self.now {
             return;
         }
-        let goodput = f64::from(self.done) / span as f64;
+        // By Little's law. To count what was sent would do for short leases; but where a window spans two of them, and all were begun together, the
+        // count is off by half with where the window happens to end.
+        let service_ms = (self.service_ms / f64::from(self.served)).max(1.0);
+        let goodput = self.in_service / span as f64 / service_ms;
         if !std::mem::replace(&mut self.warm, true) {
-            (self.window_start, self.done) = (now, 0);
-            return;
+            return self.begin_window(now);
         }
         let growth = if self.eager { GROWTH.0 } else { GROWTH.1 };
         let worth = goodput >= self.best * (1.0 + (growth - 1.0) * WORTH);
@@ -81,7 +111,8 @@ impl Slots {
             self.grew = true;
         }
         self.best = if worth { goodput } else { 0.9 * self.best + 0.1 * goodput };
-        (self.window_start, self.done, self.limited) = (now, 0, false);
+        self.limited = false;
+        self.begin_window(now);
     }
 
     pub fn answered(&mut self, now: Millis, took: f64) {
@@ -103,6 +134,7 @@ impl Slots {
         self.now = (self.now / 2).max(1);
         self.hold = 5;
         self.eager = false;
-        (self.window_start, self.done, self.grew) = (now, 0, false);
+        self.grew = false;
+        self.begin_window(now);
     }
 }

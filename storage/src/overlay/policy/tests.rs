@@ -303,23 +303,34 @@ fn who_wants_the_same_bytes_is_told_of_each_other() {
     assert!(!speak(&mut policy, 4).neighbours.contains(&5));
 }
 
+/// Where the slots end at an origin that sends at most `most` leases at full rate, each of which takes `lease_ms` then: all that
+/// can be sent are, so that they begin and end together.
+fn slots_settle(most: f64, lease_ms: f64) -> u32 {
+    let mut slots = Policy::new(Config { expected: 20, ..Config::default() }, 9, 1).slots;
+    assert_eq!(slots.now, 2);
+    let (mut now, mut sending) = (0, VecDeque::new());
+    for _ in 0..100_000 {
+        slots.limited = true;
+        slots.passed(now, sending.len() as u32);
+        while sending.len() < slots.now as usize {
+            let takes = lease_ms * (f64::from(slots.now) / most).max(1.0);
+            sending.push_back((now, now + takes as Millis));
+        }
+        let (since, ends) = sending.pop_front().unwrap();
+        now = now.max(ends);
+        slots.passed(now, sending.len() as u32 + 1);
+        slots.sent(now, since);
+        slots.turn(now, (now - since) as f64);
+    }
+    slots.now
+}
+
 #[test]
 fn slots_double_only_while_that_brings_much_more() {
-    // Leases of 100 ms each: an origin that sends at most `most` at full rate.
-    let settled = |most: f64| {
-        let mut slots = Policy::new(Config { expected: 20, ..Config::default() }, 9, 1).slots;
-        assert_eq!(slots.now, 2);
-        let mut now = 0.0;
-        for _ in 0..100_000 {
-            slots.limited = true;
-            slots.done += 1;
-            now += 100.0 / most.min(f64::from(slots.now));
-            slots.turn(now as Millis, 100.0 * (f64::from(slots.now) / most).max(1.0));
-        }
-        slots.now
-    };
-    assert!((10..=16).contains(&settled(10.0)), "{}", settled(10.0));
-    assert!((90..=200).contains(&settled(100.0)), "{}", settled(100.0));
+    for lease_ms in [100.0, 7000.0] {
+        let (few, many) = (slots_settle(10.0, lease_ms), slots_settle(100.0, lease_ms));
+        assert!((10..=16).contains(&few) && (90..=200).contains(&many), "{lease_ms} ms: {few}, {many}");
+    }
 }
 
 #[test]

@@ -49,6 +49,21 @@ fn parts_leave_the_origin_once_with_or_without_overlap() {
     }
 }
 
+/// The origin could feed 60 nodes at full rate, and begins with 15.
+#[test]
+fn an_origin_that_feeds_many_is_found_out_though_each_lease_takes_seconds() {
+    let load = Load {
+        nodes: 300,
+        bytes: 300_000_000_000,
+        pieces: 4500,
+        origin: 6e8,
+        wanted: Wanted::Parts,
+        ..Load::default()
+    };
+    let outcome = run(&load);
+    assert!(outcome.ratio_last < 1.15, "{}", outcome.ratio_last);
+}
+
 #[test]
 fn survivors_of_a_tenth_killed_half_way_end_within_a_quarter_of_the_bound() {
     let outcome = run(&Load { kills: vec![(0.5, Kill::Share(0.1))], ..small() });
