@@ -18,7 +18,8 @@ pub struct Slots {
     /// Leases being sent, summed up over the milliseconds of the window until `counted`.
     in_service: f64,
     counted: Millis,
-    /// Leases that were begun and sent in the window, and the milliseconds that they took together.
+    /// Leases that were sent in the window; those also begun in it, and the milliseconds that they took together.
+    sent: u32,
     served: u32,
     service_ms: f64,
     pub limited: bool,
@@ -39,6 +40,7 @@ impl Slots {
     const WINDOW_MS: Millis = 400;
     /// A window spans several leases, so that slots just added have had time to bring something.
     const WINDOW_LEASES: f64 = 2.0;
+    const FEW: f64 = 5.0;
 
     pub fn new(now: u32, max: u32) -> Self {
         let max = max.max(1);
@@ -48,6 +50,7 @@ impl Slots {
             window_start: 0,
             in_service: 0.0,
             counted: 0,
+            sent: 0,
             served: 0,
             service_ms: 0.0,
             limited: false,
@@ -70,6 +73,7 @@ impl Slots {
 
     /// A lease was sent.
     pub fn sent(&mut self, now: Millis, since: Millis) {
+        self.sent += 1;
         // What was begun before is no measure of the slots that were added since.
         if since >= self.window_start {
             self.served += 1;
@@ -79,7 +83,7 @@ impl Slots {
 
     fn begin_window(&mut self, now: Millis) {
         (self.window_start, self.in_service, self.counted) = (now, 0.0, now);
-        (self.served, self.service_ms) = (0, 0.0);
+        (self.sent, self.served, self.service_ms) = (0, 0, 0.0);
     }
 
     pub fn turn(&mut self, now: Millis, lease_ms: f64) {
@@ -88,10 +92,11 @@ impl Slots {
         if span < window || self.served < self.now {
             return;
         }
-        // By Little's law. To count what was sent would do for short leases; but where a window spans two of them, and all were begun together, the
-        // count is off by half with where the window happens to end.
-        let service_ms = (self.service_ms / f64::from(self.served)).max(1.0);
-        let goodput = self.in_service / span as f64 / service_ms;
+        let (span, service_ms) = (span as f64, self.service_ms / f64::from(self.served));
+        // Leases that were begun together end together: of few in a row the count is off by half with where the window happens to
+        // end. Then by Little's law, which wants times far above the clock's millisecond.
+        let few = service_ms * Self::FEW > span;
+        let goodput = if few { self.in_service / span / service_ms } else { f64::from(self.sent) / span };
         if !std::mem::replace(&mut self.warm, true) {
             return self.begin_window(now);
         }
@@ -110,7 +115,7 @@ impl Slots {
             self.now = ((f64::from(self.now) * growth).ceil() as u32).min(self.max);
             self.grew = true;
         }
-        self.best = if worth { goodput } else { 0.9 * self.best + 0.1 * goodput };
+        self.best = if worth { goodput } else { 0.5 * self.best + 0.5 * goodput };
         self.limited = false;
         self.begin_window(now);
     }
