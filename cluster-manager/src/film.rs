@@ -151,7 +151,13 @@ impl FilmJob {
         };
         let (mut probe, etag) = (Probe::new(meta.size, options), &meta.etag);
         loop {
-            match probe.step().map_err(|e| FilmFailure::new(e.code(), format!("{}: {e}", self.job.source), e.hint()))? {
+            // A film of two hours takes most of a second.
+            let stepping = tokio::task::spawn_blocking(move || (probe.step(), probe)).await;
+            let (step, stepped) = stepping.map_err(|e| {
+                FilmFailure::new("index-unreadable", format!("{}: {e}", self.job.source), "report it with the film")
+            })?;
+            probe = stepped;
+            match step.map_err(|e| FilmFailure::new(e.code(), format!("{}: {e}", self.job.source), e.hint()))? {
                 Step::Done(plan) => return Ok(*plan),
                 Step::Need(ranges) => {
                     let gets = ranges.into_iter().map(|range| async move {

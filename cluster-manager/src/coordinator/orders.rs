@@ -103,14 +103,15 @@ impl Coordinator {
     /// Signs the addresses of the first attempts while the bids are awaited.
     pub(super) fn address_early(&self, id: &JobId) {
         let Some(writer) = self.writer(&self.me, id) else { return };
-        self.spawn("address", async move {
+        let runtime = tokio::runtime::Handle::current();
+        let signing = async move {
             for part in 0..writer.prepared.plan.parts.len() as u32 {
                 // One that cannot be signed is tried again, and heard of, when it is needed.
                 let _ = writer.address(part, 1).await;
-                // Signing never waits for anything, and messages go first.
-                tokio::task::yield_now().await;
             }
-        });
+        };
+        // On a thread of its own: signing waits for nothing, so that messages would wait for it.
+        tokio::task::spawn_blocking(move || runtime.block_on(signing));
     }
 
     /// Of parts that others are at: this may have been killed before they were written.
