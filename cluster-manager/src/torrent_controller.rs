@@ -264,14 +264,14 @@ impl TorrentController {
     /// A node leaves; marked, if it says what went wrong.
     fn gone(&self, id: NodeId, address: SocketAddr, why: Option<String>) {
         let why: Option<String> = why.map(|why| why.chars().filter(|c| !c.is_control()).take(WHY_CHARS).collect());
-        if let Some(why) = &why {
-            tracing::warn!(%address, %why, "a node cannot become whole");
-        }
         self.with(|inner, _| {
             inner.members.remove(&id);
             inner.policy.leave(id);
             if let Some(why) = why.filter(|_| inner.failed.len() < FAILED_MAX) {
-                inner.failed.insert(id, FailedNode { address, why });
+                let said = FailedNode { address, why: why.clone() };
+                if inner.failed.insert(id, said).is_none() {
+                    tracing::warn!(%address, %why, "a node cannot become whole");
+                }
             }
         });
     }
@@ -390,6 +390,10 @@ async fn ours_checked(this: &TorrentController, from: SocketAddr, body: &[u8]) -
     let said = PeerReport::parse(body)?;
     this.check(said.info_hash(), &said.token)?;
     let report = said.report(this.meta.layout.pieces())?;
+    // A member speaks for itself alone.
+    if this.inner().members.get(&said.node).is_some_and(|member| member.address.ip() != from.ip()) {
+        return Err(Error::Field("node"));
+    }
     let address = SocketAddr::new(from.ip(), said.port);
     if said.stopped || said.failed.is_some() {
         this.gone(said.node, address, said.failed);

@@ -327,6 +327,13 @@ async fn a_foreign_token_and_a_forged_report_are_refused_by_the_controller() {
         let refused = controller.announce(&parse(&good.replace(from, to))).await.unwrap_err();
         assert_eq!(refused.code(), "controller-refused", "{to}");
     }
+    // Nobody says goodbye for another, nor that another has failed.
+    let stranger = Controller::new(&served.url, "127.0.5.2".parse().unwrap()).unwrap();
+    for said in [r#""stopped":true"#, r#""failed":"disk-full: not at all""#] {
+        let forged = good.replace(r#""port":9"#, &format!(r#""port":9,{said}"#));
+        assert_eq!(stranger.announce(&parse(&forged)).await.unwrap_err().code(), "controller-refused", "{said}");
+    }
+    assert!(served.controller.status().relays == 1 && served.controller.status().failed.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
