@@ -40,7 +40,7 @@ impl Slots {
     const WINDOW_MS: Millis = 400;
     /// A window spans several leases, so that slots just added have had time to bring something.
     const WINDOW_LEASES: f64 = 2.0;
-    const FEW: f64 = 5.0;
+    const FEW: f64 = 2.5;
 
     pub fn new(now: u32, max: u32) -> Self {
         let max = max.max(1);
