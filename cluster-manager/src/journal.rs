@@ -44,7 +44,6 @@ pub struct Journal {
 pub struct Settling {
     events: sled::Tree,
     tail_path: PathBuf,
-    next: u64,
 }
 
 /// All entries before this one are on the disk.
@@ -53,29 +52,29 @@ pub struct Settled(u64);
 impl Settling {
     /// Blocks.
     pub fn wait(self) -> Result<Settled, JournalError> {
-        take_up(&self.events, &self.tail_path)?;
+        let next = self.hand_over()?;
         self.events.flush().map_err(JournalError::Write)?;
-        Ok(Settled(self.next))
+        Ok(Settled(next))
     }
-}
 
-/// Gives sled what only the tail has; the number of the next entry. A last line without an end was never acted upon. Does no harm when it
-/// is done twice at the same time.
-fn take_up(events: &sled::Tree, tail: &Path) -> Result<u64, JournalError> {
-    let bytes = std::fs::read(tail).map_err(|source| JournalError::Tail { doing: "read", source })?;
-    let last = events.last().map_err(JournalError::Read)?;
-    let mut next = last.map_or(0, |(key, _)| index_of(&key) + 1);
-    let mut batch = sled::Batch::default();
-    for line in bytes.split_inclusive(|b| *b == b'\n').filter_map(|line| line.strip_suffix(b"\n")) {
-        let Some((index, entry)) = line.split_at_checked(INDEX_DIGITS) else { break };
-        let index = str::from_utf8(index).ok().and_then(|digits| u64::from_str_radix(digits, 16).ok());
-        if index == Some(next) {
-            batch.insert(&next.to_be_bytes(), entry);
-            next += 1;
+    /// Gives sled what only the tail has; the number of the entry after that. A last line without an end was never acted upon, or is being
+    /// written. Does no harm when it is done twice at the same time.
+    fn hand_over(&self) -> Result<u64, JournalError> {
+        let bytes = std::fs::read(&self.tail_path).map_err(|source| JournalError::Tail { doing: "read", source })?;
+        let last = self.events.last().map_err(JournalError::Read)?;
+        let mut next = last.map_or(0, |(key, _)| index_of(&key) + 1);
+        let mut batch = sled::Batch::default();
+        for line in bytes.split_inclusive(|b| *b == b'\n').filter_map(|line| line.strip_suffix(b"\n")) {
+            let Some((index, entry)) = line.split_at_checked(INDEX_DIGITS) else { break };
+            let index = str::from_utf8(index).ok().and_then(|digits| u64::from_str_radix(digits, 16).ok());
+            if index == Some(next) {
+                batch.insert(&next.to_be_bytes(), entry);
+                next += 1;
+            }
         }
+        self.events.apply_batch(batch).map_err(JournalError::Write)?;
+        Ok(next)
     }
-    events.apply_batch(batch).map_err(JournalError::Write)?;
-    Ok(next)
 }
 
 /// The tail's file, beside sled's own.
@@ -95,9 +94,9 @@ impl Journal {
         let fail = |source| JournalError::Tail { doing: "open", source };
         let tail = File::options().append(true).create(true).open(&tail_path).map_err(fail)?;
         let tail_bytes = tail.metadata().map_err(fail)?.len() as usize;
-        let next = take_up(&events, &tail_path)?;
+        let Settled(next) = Settling { events: events.clone(), tail_path: tail_path.clone() }.wait()?;
         let mut journal = Self { db, events, ended, next, tail, tail_path, tail_bytes };
-        journal.settle()?;
+        journal.settled(Settled(next))?;
         Ok(journal)
     }
 
@@ -111,7 +110,7 @@ impl Journal {
 
     /// What the disk may not have yet, to be waited for elsewhere; then [`Journal::settled`] wants to know. To be called now and then.
     pub fn settling(&self) -> Option<Settling> {
-        let settling = || Settling { events: self.events.clone(), tail_path: self.tail_path.clone(), next: self.next };
+        let settling = || Settling { events: self.events.clone(), tail_path: self.tail_path.clone() };
         (self.tail_bytes > 0).then(settling)
     }
 

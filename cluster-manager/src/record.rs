@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::film::{FilmFailure, FilmJob, Prepared, Verified};
 use crate::timeline::{Phase, Span};
-use crate::view::{ErrorDoc, JobDoc, PartDoc, ResultsDoc, UsageDoc};
+use crate::view::{ErrorDoc, JobDoc, PartDoc, ResultsDoc, UsageDoc, plain};
 
 /// What happened to a job, besides its negotiation.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -235,8 +235,7 @@ impl Record {
             entry.bytes_out += done.usage.bytes_out;
             entry.seconds += done.usage.cpu_ms as f64 / 1000.0;
             if let Some(loaded) = done.usage.loaded.as_ref().filter(|_| entry.loaded.is_none()) {
-                // Another domain's words.
-                entry.loaded = Some(loaded.chars().filter(|c| !c.is_control()).take(LOADED_CHARS_MAX).collect());
+                entry.loaded = Some(plain(loaded, LOADED_CHARS_MAX));
             }
         }
         by_domain.into_values().collect()

@@ -25,6 +25,8 @@ use storage::overlay::peer::LeaseBook;
 use storage::overlay::policy::{Config, Millis, NodeId, Orders, Policy, Report, Role};
 use tokio::sync::{Notify, watch};
 
+use crate::view::plain;
+
 pub use self::leases::{LEASE_MS_MIN, StoreOrigin, leases_per_node};
 
 /// Longest wait that an announce may ask for.
@@ -263,7 +265,7 @@ impl TorrentController {
 
     /// A node leaves; marked, if it says what went wrong.
     fn gone(&self, id: NodeId, address: SocketAddr, why: Option<String>) {
-        let why: Option<String> = why.map(|why| why.chars().filter(|c| !c.is_control()).take(WHY_CHARS).collect());
+        let why: Option<String> = why.map(|why| plain(&why, WHY_CHARS));
         self.with(|inner, _| {
             inner.members.remove(&id);
             inner.policy.leave(id);

@@ -134,3 +134,8 @@ pub struct DomainDoc {
     /// What is held against it: `suspect`, `black-hole`, `dishonest`, ...
     pub marks: Vec<String>,
 }
+
+/// What another domain or a peer says, for people to read: at most `chars_max` characters, none of control.
+pub fn plain(said: &str, chars_max: usize) -> String {
+    said.chars().filter(|c| !c.is_control()).take(chars_max).collect()
+}

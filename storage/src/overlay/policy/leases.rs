@@ -77,7 +77,7 @@ impl Policy {
         if self.out.is_empty() && self.ready.is_empty() {
             self.let_ahead();
         }
-        while self.sending < self.slots.now {
+        while self.slots.is_free() {
             let (_, _, id) = *self.ready.first()?;
             let node = self.nodes.get(&id)?;
             let (bears, ahead) = (self.bears(node), self.is_ahead(node));
@@ -100,7 +100,7 @@ impl Policy {
 
     /// A lease for one node, as when it asks by announce to read from object storage itself.
     pub fn lease_for(&mut self, now: Millis, id: NodeId) -> Option<u32> {
-        if self.sending >= self.slots.now {
+        if !self.slots.is_free() {
             self.slots.limited = true;
             return None;
         }
@@ -121,8 +121,7 @@ impl Policy {
         self.free.clear(piece);
         self.pieces[piece as usize] = Piece::Leased;
         self.out.insert((id, piece), Lease { since: now, sent: false });
-        self.slots.passed(now, self.sending);
-        self.sending += 1;
+        self.slots.begin(now);
         self.leases += 1;
         self.refresh(id);
         Some(piece)
@@ -251,10 +250,7 @@ impl Policy {
         if let Some(lease) = self.out.get_mut(&(id, piece))
             && !std::mem::replace(&mut lease.sent, true)
         {
-            self.slots.passed(now, self.sending);
-            self.slots.sent(now, lease.since);
-            self.sending = self.sending.saturating_sub(1);
-            self.slots.turn(now, self.lease_ms);
+            self.slots.sent(now, lease.since, self.lease_ms);
         }
     }
 
@@ -293,7 +289,7 @@ impl Policy {
     fn release(&mut self, id: NodeId, piece: u32) {
         let Some(lease) = self.out.remove(&(id, piece)) else { return };
         if !lease.sent {
-            self.sending = self.sending.saturating_sub(1);
+            self.slots.give_up();
         }
         self.unready(id);
         if let Some(node) = self.nodes.get_mut(&id) {
@@ -346,8 +342,7 @@ impl Policy {
         if !late.is_empty() {
             self.patience_ms = (self.patience_ms * PATIENCE).min(MS_MAX);
         }
-        self.slots.passed(now, self.sending);
-        late.into_iter().for_each(|(id, piece)| self.release(id, piece));
         self.slots.turn(now, self.lease_ms);
+        late.into_iter().for_each(|(id, piece)| self.release(id, piece));
     }
 }

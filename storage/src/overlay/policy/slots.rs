@@ -14,8 +14,10 @@ const SLOW_MS: f64 = 250.0;
 pub struct Slots {
     pub now: u32,
     pub max: u32,
+    /// Leases that are being sent.
+    pub sending: u32,
     window_start: Millis,
-    /// Leases being sent, summed up over the milliseconds of the window until `counted`.
+    /// `sending`, summed up over the milliseconds of the window until `counted`.
     in_service: f64,
     counted: Millis,
     /// Leases that were sent in the window; those also begun in it, and the milliseconds that they took together.
@@ -40,6 +42,7 @@ impl Slots {
     const WINDOW_MS: Millis = 400;
     /// A window spans several leases, so that slots just added have had time to bring something.
     const WINDOW_LEASES: f64 = 2.0;
+    /// A window that spans fewer leases is too short to count them.
     const FEW: f64 = 2.5;
 
     pub fn new(now: u32, max: u32) -> Self {
@@ -47,6 +50,7 @@ impl Slots {
         Self {
             now: now.min(max),
             max,
+            sending: 0,
             window_start: 0,
             in_service: 0.0,
             counted: 0,
@@ -65,20 +69,37 @@ impl Slots {
         }
     }
 
-    /// Until now so many leases were being sent. To be told before each change.
-    pub fn passed(&mut self, now: Millis, sending: u32) {
-        self.in_service += f64::from(sending) * now.saturating_sub(self.counted) as f64;
+    pub fn is_free(&self) -> bool {
+        self.sending < self.now
+    }
+
+    fn passed(&mut self, now: Millis) {
+        self.in_service += f64::from(self.sending) * now.saturating_sub(self.counted) as f64;
         self.counted = now;
     }
 
-    /// A lease was sent.
-    pub fn sent(&mut self, now: Millis, since: Millis) {
+    /// A lease takes a slot.
+    pub fn begin(&mut self, now: Millis) {
+        self.passed(now);
+        self.sending += 1;
+    }
+
+    /// A lease was taken back before it was sent.
+    pub fn give_up(&mut self) {
+        self.sending = self.sending.saturating_sub(1);
+    }
+
+    /// A lease that began at `since` was sent; leases take `lease_ms` until they are stored.
+    pub fn sent(&mut self, now: Millis, since: Millis, lease_ms: f64) {
+        self.passed(now);
+        self.sending = self.sending.saturating_sub(1);
         self.sent += 1;
         // What was begun before is no measure of the slots that were added since.
         if since >= self.window_start {
             self.served += 1;
             self.service_ms += now.saturating_sub(since) as f64;
         }
+        self.turn(now, lease_ms);
     }
 
     fn begin_window(&mut self, now: Millis) {
@@ -86,7 +107,9 @@ impl Slots {
         (self.sent, self.served, self.service_ms) = (0, 0, 0.0);
     }
 
+    /// Judges the window, if it is over.
     pub fn turn(&mut self, now: Millis, lease_ms: f64) {
+        self.passed(now);
         let span = now.saturating_sub(self.window_start);
         let window = Self::WINDOW_MS.max((lease_ms * Self::WINDOW_LEASES) as Millis);
         if span < window || self.served < self.now {

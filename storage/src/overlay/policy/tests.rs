@@ -311,16 +311,14 @@ fn slots_settle(most: f64, lease_ms: f64) -> u32 {
     let (mut now, mut sending) = (0, VecDeque::new());
     for _ in 0..100_000 {
         slots.limited = true;
-        slots.passed(now, sending.len() as u32);
-        while sending.len() < slots.now as usize {
+        while slots.is_free() {
+            slots.begin(now);
             let takes = lease_ms * (f64::from(slots.now) / most).max(1.0);
             sending.push_back((now, now + takes as Millis));
         }
         let (since, ends) = sending.pop_front().unwrap();
         now = now.max(ends);
-        slots.passed(now, sending.len() as u32 + 1);
-        slots.sent(now, since);
-        slots.turn(now, (now - since) as f64);
+        slots.sent(now, since, (now - since) as f64);
     }
     slots.now
 }
