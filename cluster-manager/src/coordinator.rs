@@ -73,8 +73,8 @@ enum Done {
     },
     Handed {
         jid: FullJid,
-        task: TaskId,
-        taken: bool,
+        tasks: Vec<TaskId>,
+        taken: usize,
     },
     Ordered {
         task: TaskId,
@@ -396,8 +396,8 @@ impl Coordinator {
                 self.asked.send_modify(|asked| *asked -= 1);
                 Ok(())
             }
-            Done::Handed { jid, task, taken } => {
-                self.hosts.answered(&jid, &task, taken);
+            Done::Handed { jid, tasks, taken } => {
+                self.hosts.answered(&jid, &tasks, taken);
                 Ok(())
             }
             Done::Ordered { task, url: Ok(url) } => {

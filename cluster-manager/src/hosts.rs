@@ -1,14 +1,14 @@
 //! Which host manager runs which task: the cluster manager's view of its own machines. Pure.
 //!
 //! Tasks go to the host with the least work for its slots, more than it has slots, because a host loads what waits while
-//! it encodes what runs. A host that has enough refuses; then it gets nothing until one of its tasks ends. It is given a few at a
-//! time, since it would refuse all that is on its way behind the first.
+//! it encodes what runs. A host that has enough refuses; then it gets nothing until one of its tasks ends. It is asked once for several,
+//! and asked again when it has answered.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::str::FromStr;
 
-use federation::cluster::{Host, Run};
+use federation::cluster::{Host, Run, Task};
 use federation::id::{LeaseId, Millis};
 use xmpp_parsers::jid::FullJid;
 
@@ -48,14 +48,21 @@ struct Entry {
     tasks: BTreeSet<TaskId>,
     /// It has refused since its last task ended.
     full: bool,
-    /// Tasks on their way to it.
-    unanswered: u32,
+    /// It has not answered yet what it takes.
+    asked: bool,
 }
 
-/// Tasks on their way to one host at the same time.
-const UNANSWERED_MAX: u32 = 4;
+/// A host is asked to take so many tasks more than it has slots: it loads some while it encodes others.
+const BEYOND_SLOTS: u32 = 4;
+/// Tasks in one order: with the longest addresses they fit into a stanza.
+const ORDER_MAX: u32 = 32;
 
 impl Entry {
+    /// Most tasks in an order to it.
+    fn room(&self) -> usize {
+        self.host.slots.saturating_add(BEYOND_SLOTS).min(ORDER_MAX) as usize
+    }
+
     fn load(&self) -> f64 {
         self.tasks.len() as f64 / f64::from(self.host.slots.max(1))
     }
@@ -90,7 +97,7 @@ impl Hosts {
             seen: now,
             tasks: BTreeSet::new(),
             full: false,
-            unanswered: 0,
+            asked: false,
         });
         entry.seen = now;
         entry.host = host;
@@ -120,32 +127,40 @@ impl Hosts {
         }
     }
 
-    /// The next assignment to send, if there is work and room.
-    pub fn assign(&mut self) -> Option<(FullJid, TaskId, Run)> {
-        let (jid, entry) = self
-            .hosts
-            .iter_mut()
-            .filter(|(_, e)| !e.full && e.host.slots > 0 && e.unanswered < UNANSWERED_MAX)
-            .min_by(|(_, a), (_, b)| a.load().total_cmp(&b.load()))?;
-        let (task, at) = self.waiting.pop_front()?;
-        entry.tasks.insert(task.clone());
-        entry.unanswered += 1;
-        self.given.insert(task.clone(), at.clone());
-        let run = Run { task: task.to_string(), url: at.url, swarm: at.swarm };
-        Some((jid.clone(), task, run))
+    /// Orders to send now: tasks that waited, and hosts with room for them.
+    pub fn assign(&mut self) -> BTreeMap<FullJid, (Vec<TaskId>, Run)> {
+        let mut orders = BTreeMap::<_, (Vec<_>, _)>::new();
+        while let Some(waiting) = self.waiting.front() {
+            let has_room = |jid: &FullJid, e: &Entry| {
+                !e.full
+                    && !e.asked
+                    && e.host.slots > 0
+                    && orders.get(jid).is_none_or(|(tasks, _)| tasks.len() < e.room())
+            };
+            let hosts = self.hosts.iter_mut().filter(|(jid, e)| has_room(jid, e));
+            let Some((jid, entry)) = hosts.min_by(|(_, a), (_, b)| a.load().total_cmp(&b.load())) else { break };
+            let (task, at) = waiting.clone();
+            self.waiting.pop_front();
+            entry.tasks.insert(task.clone());
+            let (tasks, run) = orders.entry(jid.clone()).or_insert((Vec::new(), Run { tasks: Vec::new() }));
+            run.tasks.push(Task { id: task.to_string(), url: at.url.clone(), swarm: at.swarm.clone() });
+            tasks.push(task.clone());
+            self.given.insert(task, at);
+        }
+        self.hosts.iter_mut().for_each(|(jid, entry)| entry.asked |= orders.contains_key(jid));
+        orders
     }
 
-    /// The host has answered an assignment. What it did not take waits again, and the host with it.
-    pub fn answered(&mut self, jid: &FullJid, task: &TaskId, taken: bool) {
+    /// The host has answered an order: it took so many of these. What it did not take waits again, and the host with it.
+    pub fn answered(&mut self, jid: &FullJid, tasks: &[TaskId], taken: usize) {
         let Some(entry) = self.hosts.get_mut(jid) else { return };
-        entry.unanswered = entry.unanswered.saturating_sub(1);
-        if taken {
-            return;
-        }
-        entry.tasks.remove(task);
-        entry.full = true;
-        if let Some(at) = self.given.remove(task) {
-            self.waiting.push_front((task.clone(), at));
+        entry.asked = false;
+        for task in tasks.iter().skip(taken).rev() {
+            entry.tasks.remove(task);
+            entry.full = true;
+            if let Some(at) = self.given.remove(task) {
+                self.waiting.push_front((task.clone(), at));
+            }
         }
     }
 
@@ -189,6 +204,8 @@ impl Hosts {
 
 #[cfg(test)]
 mod tests {
+    use federation::xmpp::{Element, STANZA_BYTES_MAX};
+
     use super::*;
 
     fn jid(name: &str) -> FullJid {
@@ -197,6 +214,10 @@ mod tests {
 
     fn task(part: u32) -> TaskId {
         TaskId { lease: "l:1".into(), part, attempt: 1 }
+    }
+
+    fn strings(tasks: &[TaskId]) -> Vec<String> {
+        tasks.iter().map(TaskId::to_string).collect()
     }
 
     fn hosts(slots: &[(&str, u32)]) -> Hosts {
@@ -220,9 +241,10 @@ mod tests {
         let mut hosts = hosts(&[("big", 3), ("small", 1)]);
         (0..8).for_each(|n| hosts.run(task(n), Where::default()));
         let mut counts = BTreeMap::new();
-        while let Some((jid, task, _)) = hosts.assign() {
-            hosts.answered(&jid, &task, true);
-            *counts.entry(jid).or_insert(0) += 1;
+        for (jid, (tasks, run)) in hosts.assign() {
+            assert_eq!(run.tasks.iter().map(|task| task.id.clone()).collect::<Vec<_>>(), strings(&tasks));
+            hosts.answered(&jid, &tasks, tasks.len());
+            counts.insert(jid, tasks.len());
         }
         assert_eq!(counts[&jid("big")], 6);
         assert_eq!(counts[&jid("small")], 2);
@@ -233,35 +255,60 @@ mod tests {
     fn a_refused_task_goes_to_another_host() {
         let mut hosts = hosts(&[("one", 1), ("two", 1)]);
         hosts.run(task(0), Where { url: "u".into(), swarm: None });
-        let (first, id, _) = hosts.assign().unwrap();
-        hosts.answered(&first, &id, false);
-        let (second, again, run) = hosts.assign().unwrap();
+        let (first, (tasks, _)) = hosts.assign().pop_first().unwrap();
+        hosts.answered(&first, &tasks, 0);
+        let (second, (again, run)) = hosts.assign().pop_first().unwrap();
         assert_ne!(first, second);
-        assert_eq!((again, run.url.as_str()), (id, "u"));
+        assert_eq!((again, run.tasks[0].url.as_str()), (tasks, "u"));
     }
 
     #[test]
-    fn few_tasks_are_on_their_way_to_a_host_that_may_refuse() {
+    fn a_host_that_takes_a_part_of_an_order_gets_no_more_until_one_has_ended() {
         let mut hosts = hosts(&[("one", 1)]);
         (0..10).for_each(|n| hosts.run(task(n), Where::default()));
-        let given: Vec<_> = std::iter::from_fn(|| hosts.assign()).collect();
-        assert_eq!(given.len(), UNANSWERED_MAX as usize);
-        hosts.answered(&given[0].0, &given[0].1, true);
-        assert_eq!(hosts.assign().unwrap().1, task(UNANSWERED_MAX));
-        hosts.answered(&given[1].0, &given[1].1, false);
-        assert!(hosts.assign().is_none());
+        let (one, (tasks, _)) = hosts.assign().pop_first().unwrap();
+        assert_eq!(tasks, (0..1 + BEYOND_SLOTS).map(task).collect::<Vec<_>>());
+        assert!(hosts.assign().is_empty(), "it has not answered");
+        hosts.answered(&one, &tasks, 2);
+        assert!(hosts.assign().is_empty(), "it is full");
+        assert!(hosts.reported(Millis(1), &one, &task(0), true));
+        let (_, (tasks, _)) = hosts.assign().pop_first().unwrap();
+        assert_eq!(tasks, (2..3 + BEYOND_SLOTS).map(task).collect::<Vec<_>>());
+        hosts.answered(&one, &tasks, tasks.len());
+        assert_eq!(hosts.assign()[&one].0, (3 + BEYOND_SLOTS..10).map(task).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn what_ended_or_was_stopped_before_its_order_was_answered_does_not_wait_again() {
+        let mut hosts = hosts(&[("one", 1)]);
+        (0..4).for_each(|n| hosts.run(task(n), Where::default()));
+        let (one, (tasks, _)) = hosts.assign().pop_first().unwrap();
+        assert_eq!(hosts.stop(&task(3)), Some(one.clone()));
+        hosts.reported(Millis(1), &one, &task(1), true);
+        hosts.answered(&one, &tasks, 1);
+        hosts.reported(Millis(1), &one, &task(0), true);
+        assert_eq!(hosts.assign()[&one].0, [task(2)]);
+    }
+
+    #[test]
+    fn an_order_to_a_large_host_fits_into_a_stanza() {
+        let mut hosts = hosts(&[("one", 1000)]);
+        (0..100).for_each(|n| hosts.run(task(n), Where { url: "u".repeat(4096), swarm: None }));
+        let (_, run) = hosts.assign().pop_first().unwrap().1;
+        assert_eq!(run.tasks.len(), ORDER_MAX as usize);
+        assert!(String::from(&Element::from(run)).len() < STANZA_BYTES_MAX);
     }
 
     #[test]
     fn tasks_of_a_silent_or_restarted_host_are_lost() {
         let mut hosts = hosts(&[("one", 1)]);
         hosts.run(task(0), Where::default());
-        hosts.assign().unwrap();
+        hosts.assign();
         assert!(hosts.silent(Millis(SILENT_MS)).is_empty());
         let reborn = Host { name: "one".into(), epoch: 2, seq: 0, slots: 1, slots_free: 1 };
         assert_eq!(hosts.announced(Millis(1), "hm@a.test/new".parse().unwrap(), reborn), [task(0)]);
         hosts.run(task(1), Where::default());
-        hosts.assign().unwrap();
+        hosts.assign();
         assert_eq!(hosts.silent(Millis(SILENT_MS + 2)), [task(1)]);
     }
 
@@ -270,8 +317,8 @@ mod tests {
         let mut hosts = hosts(&[("one", 2)]);
         hosts.run(task(0), Where::default());
         hosts.run(task(0), Where::default());
-        hosts.assign().unwrap();
+        assert_eq!(hosts.assign().pop_first().unwrap().1.0, [task(0)]);
         hosts.run(task(0), Where::default());
-        assert!(hosts.assign().is_none());
+        assert!(hosts.assign().is_empty());
     }
 }

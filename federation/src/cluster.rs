@@ -37,20 +37,35 @@ pub struct Manager {
     pub epoch: u64,
 }
 
-/// Cluster manager → host manager, IQ-set: do this. Answered by an empty result (accepted, or already known), or by an
-/// IQ error `resource-constraint` when no slot is free.
+/// Cluster manager → host manager, IQ-set: do these. Answered by [`Taken`].
 #[derive(FromXml, AsXml, Clone, Debug, PartialEq)]
 #[xml(namespace = NS, name = "run")]
 pub struct Run {
-    /// The same task is never run twice: a repeat is answered and ignored.
+    #[xml(child(n = ..))]
+    pub tasks: Vec<Task>,
+}
+
+/// One task of a [`Run`].
+#[derive(FromXml, AsXml, Clone, Debug, PartialEq)]
+#[xml(namespace = NS, name = "task")]
+pub struct Task {
+    /// The same task is never run twice: a repeat is taken and ignored.
     #[xml(attribute)]
-    pub task: String,
+    pub id: String,
     /// Presigned GET of the part's order (`storage::film::part::PartSpec`).
     #[xml(attribute)]
     pub url: String,
     /// Swarm that brings the part's bytes (`http://HOST:PORT/NAME`); absent: they come from the store.
     #[xml(attribute(default))]
     pub swarm: Option<String>,
+}
+
+/// A host manager's answer to [`Run`]: so many of the tasks were taken, or known before, from the first on. No slot is free for the others.
+#[derive(FromXml, AsXml, Clone, Debug, PartialEq)]
+#[xml(namespace = NS, name = "taken")]
+pub struct Taken {
+    #[xml(attribute)]
+    pub tasks: usize,
 }
 
 /// Cluster manager → host manager, IQ-set: stop and forget. Answered by an empty result, also when unknown.

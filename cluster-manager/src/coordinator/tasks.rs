@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use federation::cluster::{Failure, Status, Stop};
+use federation::cluster::{Failure, Status, Stop, Taken};
 use federation::domain::Input;
 use federation::id::Millis;
 use federation::message::Ad;
@@ -48,14 +48,16 @@ impl Coordinator {
 
     /// Gives waiting tasks to hosts with room.
     pub(super) fn hand_out(&mut self) {
-        while let Some((jid, task, run)) = self.hosts.assign() {
+        for (jid, (tasks, run)) in self.hosts.assign() {
             let (agent, done) = (self.agent.clone(), self.done.0.clone());
             self.spawn("hand out", async move {
                 let answer = agent.iq_set(jid.clone().into(), run.into(), HAND_OUT).await;
                 if let Err(error) = &answer {
-                    info!(%task, %jid, %error, "not taken");
+                    info!(tasks = tasks.len(), %jid, %error, "not taken");
                 }
-                let _ = done.send(Done::Handed { jid, task, taken: answer.is_ok() }).await; // fails only when we are leaving
+                let answer = answer.ok().flatten().and_then(|answer| Taken::try_from(answer).ok());
+                let taken = answer.map_or(0, |taken| taken.tasks);
+                let _ = done.send(Done::Handed { jid, tasks, taken }).await; // fails only when we are leaving
             });
         }
     }

@@ -1,6 +1,6 @@
 //! Every message as XML and back, and bytes that are none.
 
-use federation::cluster::{Failure, Host, Manager, Run, Status, Stop};
+use federation::cluster::{Failure, Host, Manager, Run, Status, Stop, Taken, Task};
 use federation::id::{MessageId, Millis};
 use federation::message::*;
 use proptest::prelude::*;
@@ -180,8 +180,10 @@ fn every_message_of_a_cluster_survives_too() {
     let host = Host { name: "vm1".into(), epoch: 1, seq: 2, slots: 2, slots_free: 1 };
     assert_eq!(through(&host), host);
     assert_eq!(through(&Manager { epoch: 3 }), Manager { epoch: 3 });
-    let run = Run { task: "t".into(), url: "https://x/?a&b".into(), swarm: Some("http://10.0.0.1:7/share".into()) };
+    let task = Task { id: "t".into(), url: "https://x/?a&b".into(), swarm: Some("http://10.0.0.1:7/share".into()) };
+    let run = Run { tasks: vec![task.clone(), Task { swarm: None, ..task }] };
     assert_eq!(through(&run), run);
+    assert_eq!(through(&Taken { tasks: 2 }), Taken { tasks: 2 });
     assert_eq!(through(&Stop { task: "t".into() }), Stop { task: "t".into() });
     let failure = Failure { class: "code".into(), retryable: true, code: "c".into(), log: "a\n<b>&".into() };
     let (task, state, outputs) = ("t".into(), "failed".into(), vec![]);

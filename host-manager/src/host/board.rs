@@ -50,14 +50,10 @@ pub enum Action {
     Announce { to: FullJid, host: Host },
 }
 
-/// Why an order is not followed.
+/// An order is not followed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Denial {
-    #[error("only the active cluster manager gives orders here")]
-    NotManager,
-    #[error("no slot is free")]
-    Full,
-}
+#[error("only the active cluster manager gives orders here")]
+pub struct NotManager;
 
 /// What became of a status that was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,15 +128,15 @@ impl Board {
         self.manager.as_ref()
     }
 
-    /// An order to run a task. The same task is never run twice.
-    pub fn run(&mut self, from: &FullJid, task: &str, order: Order) -> Result<(), Denial> {
+    /// An order to run a task. The same task is never run twice. False: no slot is free for it.
+    pub fn run(&mut self, from: &FullJid, task: &str, order: Order) -> Result<bool, NotManager> {
         self.check(from)?;
         if let Some(entry) = self.tasks.get_mut(task) {
             (entry.dirty, entry.urgent) = (true, true); // who asks again has not heard
-            return Ok(());
+            return Ok(true);
         }
         if self.active() >= self.offer.slots as usize + self.offer.backlog as usize {
-            return Err(Denial::Full);
+            return Ok(false);
         }
         let status = Status {
             task: task.to_owned(),
@@ -165,11 +161,11 @@ impl Board {
             losses: 0,
         };
         self.tasks.insert(task.to_owned(), entry);
-        Ok(())
+        Ok(true)
     }
 
     /// An order to stop and forget; fine for an unknown task. Answers what the driver has to do at once.
-    pub fn stop(&mut self, from: &FullJid, task: &str) -> Result<Option<Action>, Denial> {
+    pub fn stop(&mut self, from: &FullJid, task: &str) -> Result<Option<Action>, NotManager> {
         self.check(from)?;
         let guest = self.tasks.remove(task).and_then(|entry| entry.guest);
         Ok(guest.map(|guest| Action::Forget { guest, task: task.to_owned() }))
@@ -260,8 +256,8 @@ impl Board {
         statuses.chain(self.announced.map(|(at, _)| at.plus(ANNOUNCE_EVERY_MS))).min()
     }
 
-    fn check(&self, from: &FullJid) -> Result<(), Denial> {
-        if self.manager.as_ref() == Some(from) { Ok(()) } else { Err(Denial::NotManager) }
+    fn check(&self, from: &FullJid) -> Result<(), NotManager> {
+        if self.manager.as_ref() == Some(from) { Ok(()) } else { Err(NotManager) }
     }
 
     fn assign(&mut self, actions: &mut Vec<Action>) {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
-use federation::cluster::{Failure, Manager as ManagerMark, NS, Run, Status, Stop};
+use federation::cluster::{Failure, Manager as ManagerMark, NS, Run, Status, Stop, Taken, Task};
 use federation::id::Millis;
 use federation::message::{Output, Usage};
 use federation::xmpp::{Agent, AgentEvent, Condition, Element, FullJid, IqFailure, Jid, Responder};
@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tracing::{debug, info, warn};
 
-use super::board::{Action, Board, Denial, Fate, Offer};
+use super::board::{Action, Board, Fate, NotManager, Offer};
 use super::client::GuestClient;
 use super::config::{Config, Rooms};
 use super::pool::{GuestEvent, Pool};
@@ -172,29 +172,46 @@ impl HostManager {
         };
         let answer = match payload.name() {
             "run" => match Run::try_from(payload) {
-                Ok(run) if (1..=TASK_BYTES_MAX).contains(&run.task.len()) => {
-                    debug!(task = run.task, "run");
-                    self.board.run(from, &run.task, Order { url: run.url, swarm: run.swarm })
+                Ok(Run { tasks }) if tasks.iter().all(|task| (1..=TASK_BYTES_MAX).contains(&task.id.len())) => {
+                    self.take(from, tasks).map(|tasks| Some(Taken { tasks }.into()))
                 }
-                _ => return reply.error(Condition::BadRequest, "run: a task of 1 to 256 bytes and a url"),
+                _ => {
+                    return reply
+                        .error(Condition::BadRequest, "run: tasks, each with an id of 1 to 256 bytes and a url");
+                }
             },
             "stop" => match Stop::try_from(payload) {
                 Ok(stop) => {
                     debug!(task = stop.task, "stop");
-                    self.board.stop(from, &stop.task).map(|action| action.into_iter().for_each(|a| self.forget(a)))
+                    self.board.stop(from, &stop.task).map(|action| {
+                        action.into_iter().for_each(|action| self.forget(action));
+                        None
+                    })
                 }
                 Err(_) => return reply.error(Condition::BadRequest, "stop: a task"),
             },
             _ => return reply.error(Condition::FeatureNotImplemented, "not understood here"),
         };
         match answer {
-            Ok(()) => reply.result(None),
-            Err(denial @ Denial::NotManager) => {
+            Ok(payload) => reply.result(payload),
+            Err(NotManager) => {
                 warn!(%from, "an order from somebody who is not the active manager");
-                reply.error(Condition::Forbidden, &denial.to_string());
+                reply.error(Condition::Forbidden, &NotManager.to_string());
             }
-            Err(denial @ Denial::Full) => reply.error(Condition::ResourceConstraint, &denial.to_string()),
         }
+    }
+
+    /// How many it takes, from the first on.
+    fn take(&mut self, from: &FullJid, tasks: Vec<Task>) -> Result<usize, NotManager> {
+        let mut taken = 0;
+        for Task { id, url, swarm } in tasks {
+            if !self.board.run(from, &id, Order { url, swarm })? {
+                break;
+            }
+            debug!(task = id, "run");
+            taken += 1;
+        }
+        Ok(taken)
     }
 
     fn on_guest(&mut self, event: GuestEvent) {

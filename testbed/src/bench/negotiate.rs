@@ -19,7 +19,7 @@ use cluster_manager::coordinator::{Coordinator, now};
 use cluster_manager::rest::Snapshot;
 use cluster_manager::shell::Command;
 use cluster_manager::timeline::Phase;
-use federation::cluster::Host;
+use federation::cluster::{Host, Run, Taken};
 use federation::xmpp::{Agent, AgentEvent, BareJid, Element, FullJid, XmppConfig};
 use serde::Serialize;
 use storage::object::ObjectPath;
@@ -356,7 +356,10 @@ async fn host(account: &XmppConfig, room: BareJid) -> Result<(Agent, FullJid)> {
                         manager = Some(real);
                         again.reset_immediately();
                     }
-                    Some(AgentEvent::Request { reply, .. }) => reply.result(None),
+                    Some(AgentEvent::Request { payload, reply, .. }) => {
+                        let taken = Run::try_from(payload).ok().map(|run| Taken { tasks: run.tasks.len() }.into());
+                        reply.result(taken);
+                    }
                     Some(_) => {}
                 },
                 _ = again.tick() => if let Some(manager) = manager.clone() {

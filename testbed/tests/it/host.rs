@@ -5,8 +5,8 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use federation::cluster::{Host, Manager, Run, Status};
-use federation::xmpp::{Agent, AgentEvent, BareJid, Condition, FullJid, IqFailure, XmppConfig};
+use federation::cluster::{Host, Manager, Run, Status, Taken, Task};
+use federation::xmpp::{Agent, AgentEvent, BareJid, Condition, Element, FullJid, IqFailure, XmppConfig};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use sha2::{Digest, Sha256};
@@ -168,6 +168,15 @@ fn told(event: AgentEvent) -> Option<Status> {
     Some(status)
 }
 
+fn order_of(ids: &[&str], url: &str) -> Element {
+    let task = |id: &&str| Task { id: (*id).into(), url: url.into(), swarm: None };
+    Run { tasks: ids.iter().map(task).collect() }.into()
+}
+
+fn taken(answer: Option<Element>) -> usize {
+    Taken::try_from(answer.expect("an answer with a number")).unwrap().tasks
+}
+
 #[tokio::test]
 async fn a_host_offers_itself_runs_what_the_manager_orders_and_obeys_no_stranger() {
     let domain = Domain::start(11).await;
@@ -175,14 +184,16 @@ async fn a_host_offers_itself_runs_what_the_manager_orders_and_obeys_no_stranger
     let (host_jid, host) = manage(&manager, &mut events).await;
     assert_eq!((host.name.as_str(), host.slots, host.slots_free), ("host1", 1, 1));
     let (url, plan) = domain.order("ultrafast").await;
-    let run = |task: &str| Run { task: task.into(), url: url.clone(), swarm: None };
+    let run = |id: &str| order_of(&[id], &url);
 
     let (stranger, _events) = domain.agent("stranger").await;
-    let refused = stranger.iq_set(host_jid.clone().into(), run("evil").into(), PATIENCE).await.unwrap_err();
+    let refused = stranger.iq_set(host_jid.clone().into(), run("evil"), PATIENCE).await.unwrap_err();
     assert!(matches!(refused, IqFailure::Remote(ref e) if e.defined_condition == Condition::Forbidden), "{refused}");
 
-    manager.iq_set(host_jid.clone().into(), run("l:0:1").into(), PATIENCE).await.unwrap();
-    manager.iq_set(host_jid.clone().into(), run("l:0:1").into(), PATIENCE).await.unwrap();
+    for _ in 0..2 {
+        let answer = manager.iq_set(host_jid.clone().into(), run("l:0:1"), PATIENCE).await.unwrap();
+        assert_eq!(taken(answer), 1);
+    }
     let mut seen = Vec::new();
     let last = wait(&mut events, |event| {
         let status = told(event)?;
@@ -207,10 +218,10 @@ async fn a_host_that_is_full_says_so_and_tells_a_new_manager_everything() {
     let (manager, mut events) = domain.agent("cm").await;
     let (host_jid, _) = manage(&manager, &mut events).await;
     let (url, _) = domain.order("placebo").await;
-    let run = |task: &str| Run { task: task.into(), url: url.clone(), swarm: None };
-    manager.iq_set(host_jid.clone().into(), run("one").into(), PATIENCE).await.unwrap();
-    let refused = manager.iq_set(host_jid.clone().into(), run("two").into(), PATIENCE).await.unwrap_err();
-    assert!(matches!(refused, IqFailure::Remote(ref e) if e.defined_condition == Condition::ResourceConstraint));
+    for (ids, taken_of_them) in [(["one", "two"], 1), (["two", "one"], 0)] {
+        let answer = manager.iq_set(host_jid.clone().into(), order_of(&ids, &url), PATIENCE).await.unwrap();
+        assert_eq!(taken(answer), taken_of_them, "{ids:?}");
+    }
     manager.close().await;
 
     let (manager, mut events) = domain.agent("cm").await;
@@ -236,7 +247,7 @@ async fn neither_a_killed_nor_an_ended_host_leaves_a_process() {
         let (manager, mut events) = domain.agent("cm").await;
         let (host_jid, _) = manage(&manager, &mut events).await;
         let (url, _) = domain.order("placebo").await;
-        manager.iq_set(host_jid.into(), Run { task: "t".into(), url, swarm: None }.into(), PATIENCE).await.unwrap();
+        manager.iq_set(host_jid.into(), order_of(&["t"], &url), PATIENCE).await.unwrap();
         wait(&mut events, |event| told(event).filter(|status| status.state == "running")).await;
         assert_eq!(domain.processes().len(), 2, "a guest and its encoder");
         kill(Pid::from_raw(domain.host.id().unwrap() as i32), signal).unwrap();

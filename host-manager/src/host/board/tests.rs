@@ -41,13 +41,13 @@ fn starts(actions: &[Action]) -> Vec<(usize, &str)> {
 #[test]
 fn only_the_active_manager_is_obeyed() {
     let mut board = board();
-    assert_eq!(board.run(&jid("stranger"), "t", "u".into()), Err(Denial::NotManager));
+    assert_eq!(board.run(&jid("stranger"), "t", "u".into()), Err(NotManager));
     board.manager_gone(Some(&jid("one")));
-    assert_eq!(board.run(&jid("one"), "t", "u".into()), Err(Denial::NotManager));
+    assert_eq!(board.run(&jid("one"), "t", "u".into()), Err(NotManager));
     board.manager_seen(jid("two"), 2);
     board.manager_seen(jid("one"), 1); // a ghost of the old one
-    assert_eq!(board.run(&jid("one"), "t", "u".into()), Err(Denial::NotManager));
-    assert_eq!(board.run(&jid("two"), "t", "u".into()), Ok(()));
+    assert_eq!(board.run(&jid("one"), "t", "u".into()), Err(NotManager));
+    assert_eq!(board.run(&jid("two"), "t", "u".into()), Ok(true));
 }
 
 #[test]
@@ -57,12 +57,12 @@ fn tasks_spread_over_the_guests_and_the_one_too_many_is_refused() {
         board.run(&jid("one"), task, "u".into()).unwrap();
         board.run(&jid("one"), task, "u".into()).unwrap(); // a repeat takes no room
     }
-    assert_eq!(board.run(&jid("one"), "d", "u".into()), Err(Denial::Full));
+    assert_eq!(board.run(&jid("one"), "d", "u".into()), Ok(false));
     let actions = board.poll(Millis(0));
     assert_eq!(starts(&actions), [(0, "a"), (1, "b"), (0, "c")]);
     assert!(starts(&board.poll(Millis(1))).is_empty(), "started twice");
     board.guest_says(Millis(2), 0, status("a", "done", 100.0), true);
-    assert_eq!(board.run(&jid("one"), "d", "u".into()), Ok(()));
+    assert_eq!(board.run(&jid("one"), "d", "u".into()), Ok(true));
 }
 
 #[test]
@@ -155,7 +155,7 @@ fn a_stopped_task_is_forgotten_here_and_in_its_guest() {
     let mut board = board();
     board.run(&jid("one"), "t", "u".into()).unwrap();
     board.poll(Millis(0));
-    assert_eq!(board.stop(&jid("x"), "t"), Err(Denial::NotManager));
+    assert_eq!(board.stop(&jid("x"), "t"), Err(NotManager));
     assert_eq!(board.stop(&jid("one"), "t"), Ok(Some(Action::Forget { guest: 0, task: "t".into() })));
     assert_eq!(board.stop(&jid("one"), "t"), Ok(None));
     assert_eq!(board.active(), 0);
