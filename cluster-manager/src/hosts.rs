@@ -1,8 +1,8 @@
 //! Which host manager runs which task: the cluster manager's view of its own machines. Pure.
 //!
 //! Tasks go to the host with the least work for its slots, more than it has slots, because a host loads what waits while
-//! it encodes what runs. A host that has enough refuses; then it gets nothing until one of its tasks ends. It is asked once for several,
-//! and asked again when it has answered.
+//! it encodes what runs. A host that has enough refuses; then it gets nothing until one of its tasks ends, or it says that it has free
+//! slots. It is asked once for several, and asked again when it has answered.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
@@ -54,13 +54,13 @@ struct Entry {
 
 /// A host is asked to take so many tasks more than it has slots: it loads some while it encodes others.
 const BEYOND_SLOTS: u32 = 4;
-/// Tasks in one order: with the longest addresses they fit into a stanza.
-const ORDER_MAX: u32 = 32;
+/// Tasks in one [`Run`]: with the longest addresses they fit into a stanza.
+const RUN_MAX: u32 = 32;
 
 impl Entry {
-    /// Most tasks in an order to it.
+    /// Most tasks in one [`Run`] for it.
     fn room(&self) -> usize {
-        self.host.slots.saturating_add(BEYOND_SLOTS).min(ORDER_MAX) as usize
+        self.host.slots.saturating_add(BEYOND_SLOTS).min(RUN_MAX) as usize
     }
 
     fn load(&self) -> f64 {
@@ -100,6 +100,8 @@ impl Hosts {
             asked: false,
         });
         entry.seen = now;
+        // Whose answer was lost took nothing by our count, so that none of its tasks would ever end.
+        entry.full &= host.slots_free == 0;
         entry.host = host;
         lost
     }
@@ -127,31 +129,28 @@ impl Hosts {
         }
     }
 
-    /// Orders to send now: tasks that waited, and hosts with room for them.
+    /// What to send now: tasks that waited, to hosts with room for them.
     pub fn assign(&mut self) -> BTreeMap<FullJid, (Vec<TaskId>, Run)> {
-        let mut orders = BTreeMap::<_, (Vec<_>, _)>::new();
+        let mut runs = BTreeMap::<_, (Vec<_>, _)>::new();
         while let Some(waiting) = self.waiting.front() {
             let has_room = |jid: &FullJid, e: &Entry| {
-                !e.full
-                    && !e.asked
-                    && e.host.slots > 0
-                    && orders.get(jid).is_none_or(|(tasks, _)| tasks.len() < e.room())
+                !e.full && !e.asked && e.host.slots > 0 && runs.get(jid).is_none_or(|(tasks, _)| tasks.len() < e.room())
             };
             let hosts = self.hosts.iter_mut().filter(|(jid, e)| has_room(jid, e));
             let Some((jid, entry)) = hosts.min_by(|(_, a), (_, b)| a.load().total_cmp(&b.load())) else { break };
             let (task, at) = waiting.clone();
             self.waiting.pop_front();
             entry.tasks.insert(task.clone());
-            let (tasks, run) = orders.entry(jid.clone()).or_insert((Vec::new(), Run { tasks: Vec::new() }));
+            let (tasks, run) = runs.entry(jid.clone()).or_insert((Vec::new(), Run { tasks: Vec::new() }));
             run.tasks.push(Task { id: task.to_string(), url: at.url.clone(), swarm: at.swarm.clone() });
             tasks.push(task.clone());
             self.given.insert(task, at);
         }
-        self.hosts.iter_mut().for_each(|(jid, entry)| entry.asked |= orders.contains_key(jid));
-        orders
+        self.hosts.iter_mut().for_each(|(jid, entry)| entry.asked |= runs.contains_key(jid));
+        runs
     }
 
-    /// The host has answered an order: it took so many of these. What it did not take waits again, and the host with it.
+    /// The host has answered: it took so many of these, from the first on. What it did not take waits again, and the host with it.
     pub fn answered(&mut self, jid: &FullJid, tasks: &[TaskId], taken: usize) {
         let Some(entry) = self.hosts.get_mut(jid) else { return };
         entry.asked = false;
@@ -263,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_that_takes_a_part_of_an_order_gets_no_more_until_one_has_ended() {
+    fn a_host_that_takes_a_part_of_a_run_gets_no_more_until_one_has_ended() {
         let mut hosts = hosts(&[("one", 1)]);
         (0..10).for_each(|n| hosts.run(task(n), Where::default()));
         let (one, (tasks, _)) = hosts.assign().pop_first().unwrap();
@@ -279,7 +278,21 @@ mod tests {
     }
 
     #[test]
-    fn what_ended_or_was_stopped_before_its_order_was_answered_does_not_wait_again() {
+    fn a_host_that_did_not_answer_gets_tasks_again_once_it_says_it_is_free() {
+        let mut hosts = hosts(&[("one", 2)]);
+        hosts.run(task(0), Where::default());
+        let (one, (tasks, _)) = hosts.assign().pop_first().unwrap();
+        hosts.answered(&one, &tasks, 0);
+        let mut busy = Host { name: "one".into(), epoch: 1, seq: 1, slots: 2, slots_free: 0 };
+        hosts.announced(Millis(1), one.clone(), busy.clone());
+        assert!(hosts.assign().is_empty());
+        busy.slots_free = 1;
+        hosts.announced(Millis(2), one.clone(), busy);
+        assert_eq!(hosts.assign()[&one].0, tasks);
+    }
+
+    #[test]
+    fn what_ended_or_was_stopped_before_the_host_answered_does_not_wait_again() {
         let mut hosts = hosts(&[("one", 1)]);
         (0..4).for_each(|n| hosts.run(task(n), Where::default()));
         let (one, (tasks, _)) = hosts.assign().pop_first().unwrap();
@@ -291,11 +304,11 @@ mod tests {
     }
 
     #[test]
-    fn an_order_to_a_large_host_fits_into_a_stanza() {
+    fn a_run_for_a_large_host_fits_into_a_stanza() {
         let mut hosts = hosts(&[("one", 1000)]);
         (0..100).for_each(|n| hosts.run(task(n), Where { url: "u".repeat(4096), swarm: None }));
         let (_, run) = hosts.assign().pop_first().unwrap().1;
-        assert_eq!(run.tasks.len(), ORDER_MAX as usize);
+        assert_eq!(run.tasks.len(), RUN_MAX as usize);
         assert!(String::from(&Element::from(run)).len() < STANZA_BYTES_MAX);
     }
 

@@ -60,7 +60,7 @@ pub(crate) struct Figure {
 pub async fn run(args: BenchArgs) -> Result<()> {
     // Prints tables and writes a file of its own kind: ratios to the bound, by client.
     if let Some(Bench::Overlay(args)) = &args.bench {
-        return overlay::run(args);
+        return overlay::run(args).await;
     }
     let load = load_average();
     let figures = match args.bench {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Parser, Subcommand};
 use testbed::bench::{self, BenchArgs};
 use testbed::demo::{self, DemoOptions};
@@ -160,7 +160,13 @@ async fn run(command: Command) -> Result<ExitCode> {
             let right = demo::run(&DemoOptions { world: world.into(), film, heights }, told_to_end()?).await?;
             Ok(if right { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
-        Command::Bench(args) => bench::run(args).await.map(|()| ExitCode::SUCCESS),
+        Command::Bench(args) => {
+            let told = told_to_end()?;
+            tokio::select! {
+                measured = bench::run(args) => measured.map(|()| ExitCode::SUCCESS),
+                () = told => bail!("told to end; nothing was measured to its end"),
+            }
+        }
         Command::S3(args) => s3::run_command(args).await.map(|()| ExitCode::SUCCESS),
         Command::Film(FilmCommand::Make(args)) => make(&args),
         Command::Film(FilmCommand::Verify(args)) => verify(&args).await,

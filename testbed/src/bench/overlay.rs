@@ -169,7 +169,7 @@ fn parse_size(text: &str) -> Result<u64, String> {
     }
 }
 
-pub fn run(args: &OverlayArgs) -> anyhow::Result<()> {
+pub async fn run(args: &OverlayArgs) -> anyhow::Result<()> {
     ensure!(args.hosts >= 1 && args.hosts <= 200, "--hosts must be 1 to 200");
     println!(
         "congestion control {}, {} hosts, {} bytes, rate {:?} bytes/s",
@@ -178,7 +178,7 @@ pub fn run(args: &OverlayArgs) -> anyhow::Result<()> {
     let mut runs = Vec::new();
     for round in 0..args.runs {
         for client in &args.peers {
-            let run = one(args, *client, round).with_context(|| format!("running {client:?}"))?;
+            let run = one(args, *client, round).await.with_context(|| format!("running {client:?}"))?;
             print(&run);
             runs.push(run);
         }
@@ -265,7 +265,8 @@ impl OverlayArgs {
     }
 }
 
-fn one(args: &OverlayArgs, client: Client, round: u32) -> anyhow::Result<Run> {
+/// Whoever drops this ends the run: nothing of it stays behind.
+async fn one(args: &OverlayArgs, client: Client, round: u32) -> anyhow::Result<Run> {
     let load_before = fs::read_to_string("/proc/loadavg")?.split(' ').next().unwrap_or("0").parse()?;
     // Killed hosts are the first to come (relays among them), slow ones the last.
     let slow_from = args.hosts - args.hosts * args.slow.min(100) / 100;
@@ -298,7 +299,7 @@ fn one(args: &OverlayArgs, client: Client, round: u32) -> anyhow::Result<Run> {
     let mut trace = vec![sample(t0, &before, &before)];
     let seconds = || t0.elapsed().as_secs_f64();
     while hosts.iter().any(|h| h.done.is_none() && !h.killed) && seconds() < patience {
-        std::thread::sleep(POLL);
+        tokio::time::sleep(POLL).await;
         for host in hosts.iter_mut().filter(|h| h.done.is_none() && !h.killed) {
             host.done = host.is_whole(args).then(seconds);
         }

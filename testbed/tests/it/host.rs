@@ -168,7 +168,7 @@ fn told(event: AgentEvent) -> Option<Status> {
     Some(status)
 }
 
-fn order_of(ids: &[&str], url: &str) -> Element {
+fn run_of(ids: &[&str], url: &str) -> Element {
     let task = |id: &&str| Task { id: (*id).into(), url: url.into(), swarm: None };
     Run { tasks: ids.iter().map(task).collect() }.into()
 }
@@ -184,7 +184,7 @@ async fn a_host_offers_itself_runs_what_the_manager_orders_and_obeys_no_stranger
     let (host_jid, host) = manage(&manager, &mut events).await;
     assert_eq!((host.name.as_str(), host.slots, host.slots_free), ("host1", 1, 1));
     let (url, plan) = domain.order("ultrafast").await;
-    let run = |id: &str| order_of(&[id], &url);
+    let run = |id: &str| run_of(&[id], &url);
 
     let (stranger, _events) = domain.agent("stranger").await;
     let refused = stranger.iq_set(host_jid.clone().into(), run("evil"), PATIENCE).await.unwrap_err();
@@ -219,7 +219,7 @@ async fn a_host_that_is_full_says_so_and_tells_a_new_manager_everything() {
     let (host_jid, _) = manage(&manager, &mut events).await;
     let (url, _) = domain.order("placebo").await;
     for (ids, taken_of_them) in [(["one", "two"], 1), (["two", "one"], 0)] {
-        let answer = manager.iq_set(host_jid.clone().into(), order_of(&ids, &url), PATIENCE).await.unwrap();
+        let answer = manager.iq_set(host_jid.clone().into(), run_of(&ids, &url), PATIENCE).await.unwrap();
         assert_eq!(taken(answer), taken_of_them, "{ids:?}");
     }
     manager.close().await;
@@ -247,7 +247,7 @@ async fn neither_a_killed_nor_an_ended_host_leaves_a_process() {
         let (manager, mut events) = domain.agent("cm").await;
         let (host_jid, _) = manage(&manager, &mut events).await;
         let (url, _) = domain.order("placebo").await;
-        manager.iq_set(host_jid.into(), order_of(&["t"], &url), PATIENCE).await.unwrap();
+        manager.iq_set(host_jid.into(), run_of(&["t"], &url), PATIENCE).await.unwrap();
         wait(&mut events, |event| told(event).filter(|status| status.state == "running")).await;
         assert_eq!(domain.processes().len(), 2, "a guest and its encoder");
         kill(Pid::from_raw(domain.host.id().unwrap() as i32), signal).unwrap();

@@ -1,5 +1,6 @@
 //! Against real parts.
 
+mod bench;
 mod cli;
 mod console;
 mod crashes;
