@@ -73,7 +73,6 @@ enum Done {
     },
     Handed {
         jid: FullJid,
-        tasks: Vec<TaskId>,
         taken: usize,
     },
     Ordered {
@@ -396,8 +395,8 @@ impl Coordinator {
                 self.asked.send_modify(|asked| *asked -= 1);
                 Ok(())
             }
-            Done::Handed { jid, tasks, taken } => {
-                self.hosts.answered(&jid, &tasks, taken);
+            Done::Handed { jid, taken } => {
+                self.hosts.answered(&jid, taken);
                 Ok(())
             }
             Done::Ordered { task, url: Ok(url) } => {

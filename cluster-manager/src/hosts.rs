@@ -48,8 +48,8 @@ struct Entry {
     tasks: BTreeSet<TaskId>,
     /// It has refused since its last task ended.
     full: bool,
-    /// It has not answered yet what it takes.
-    asked: bool,
+    /// What it was asked to take and has not answered yet.
+    asked: Vec<TaskId>,
 }
 
 /// A host is asked to take so many tasks more than it has slots: it loads some while it encodes others.
@@ -97,7 +97,7 @@ impl Hosts {
             seen: now,
             tasks: BTreeSet::new(),
             full: false,
-            asked: false,
+            asked: Vec::new(),
         });
         entry.seen = now;
         // Whose answer was lost took nothing by our count, so that none of its tasks would ever end.
@@ -130,35 +130,35 @@ impl Hosts {
     }
 
     /// What to send now: tasks that waited, to hosts with room for them.
-    pub fn assign(&mut self) -> BTreeMap<FullJid, (Vec<TaskId>, Run)> {
-        let mut runs = BTreeMap::<_, (Vec<_>, _)>::new();
-        while let Some(waiting) = self.waiting.front() {
-            let has_room = |jid: &FullJid, e: &Entry| {
-                !e.full && !e.asked && e.host.slots > 0 && runs.get(jid).is_none_or(|(tasks, _)| tasks.len() < e.room())
+    pub fn assign(&mut self) -> BTreeMap<FullJid, Run> {
+        let mut runs = BTreeMap::<FullJid, Run>::new();
+        while let Some((task, at)) = self.waiting.pop_front() {
+            let has_room = |(jid, e): &(&FullJid, &mut Entry)| {
+                let waited_for = !e.asked.is_empty() && !runs.contains_key(*jid);
+                !e.full && !waited_for && e.host.slots > 0 && e.asked.len() < e.room()
             };
-            let hosts = self.hosts.iter_mut().filter(|(jid, e)| has_room(jid, e));
-            let Some((jid, entry)) = hosts.min_by(|(_, a), (_, b)| a.load().total_cmp(&b.load())) else { break };
-            let (task, at) = waiting.clone();
-            self.waiting.pop_front();
-            entry.tasks.insert(task.clone());
-            let (tasks, run) = runs.entry(jid.clone()).or_insert((Vec::new(), Run { tasks: Vec::new() }));
+            let hosts = self.hosts.iter_mut().filter(has_room);
+            let Some((jid, entry)) = hosts.min_by(|(_, a), (_, b)| a.load().total_cmp(&b.load())) else {
+                self.waiting.push_front((task, at));
+                break;
+            };
+            let run = runs.entry(jid.clone()).or_insert(Run { tasks: Vec::new() });
             run.tasks.push(Task { id: task.to_string(), url: at.url.clone(), swarm: at.swarm.clone() });
-            tasks.push(task.clone());
+            entry.tasks.insert(task.clone());
+            entry.asked.push(task.clone());
             self.given.insert(task, at);
         }
-        self.hosts.iter_mut().for_each(|(jid, entry)| entry.asked |= runs.contains_key(jid));
         runs
     }
 
-    /// The host has answered: it took so many of these, from the first on. What it did not take waits again, and the host with it.
-    pub fn answered(&mut self, jid: &FullJid, tasks: &[TaskId], taken: usize) {
+    /// The host has answered: it took so many, from the first on. What it did not take waits again, and the host with it.
+    pub fn answered(&mut self, jid: &FullJid, taken: usize) {
         let Some(entry) = self.hosts.get_mut(jid) else { return };
-        entry.asked = false;
-        for task in tasks.iter().skip(taken).rev() {
-            entry.tasks.remove(task);
+        for task in std::mem::take(&mut entry.asked).into_iter().skip(taken).rev() {
+            entry.tasks.remove(&task);
             entry.full = true;
-            if let Some(at) = self.given.remove(task) {
-                self.waiting.push_front((task.clone(), at));
+            if let Some(at) = self.given.remove(&task) {
+                self.waiting.push_front((task, at));
             }
         }
     }
@@ -215,8 +215,8 @@ mod tests {
         TaskId { lease: "l:1".into(), part, attempt: 1 }
     }
 
-    fn strings(tasks: &[TaskId]) -> Vec<String> {
-        tasks.iter().map(TaskId::to_string).collect()
+    fn tasks(run: &Run) -> Vec<TaskId> {
+        run.tasks.iter().map(|task| task.id.parse().unwrap()).collect()
     }
 
     fn hosts(slots: &[(&str, u32)]) -> Hosts {
@@ -240,10 +240,9 @@ mod tests {
         let mut hosts = hosts(&[("big", 3), ("small", 1)]);
         (0..8).for_each(|n| hosts.run(task(n), Where::default()));
         let mut counts = BTreeMap::new();
-        for (jid, (tasks, run)) in hosts.assign() {
-            assert_eq!(run.tasks.iter().map(|task| task.id.clone()).collect::<Vec<_>>(), strings(&tasks));
-            hosts.answered(&jid, &tasks, tasks.len());
-            counts.insert(jid, tasks.len());
+        for (jid, run) in hosts.assign() {
+            hosts.answered(&jid, run.tasks.len());
+            counts.insert(jid, run.tasks.len());
         }
         assert_eq!(counts[&jid("big")], 6);
         assert_eq!(counts[&jid("small")], 2);
@@ -254,60 +253,60 @@ mod tests {
     fn a_refused_task_goes_to_another_host() {
         let mut hosts = hosts(&[("one", 1), ("two", 1)]);
         hosts.run(task(0), Where { url: "u".into(), swarm: None });
-        let (first, (tasks, _)) = hosts.assign().pop_first().unwrap();
-        hosts.answered(&first, &tasks, 0);
-        let (second, (again, run)) = hosts.assign().pop_first().unwrap();
+        let (first, run) = hosts.assign().pop_first().unwrap();
+        hosts.answered(&first, 0);
+        let (second, again) = hosts.assign().pop_first().unwrap();
         assert_ne!(first, second);
-        assert_eq!((again, run.tasks[0].url.as_str()), (tasks, "u"));
+        assert_eq!((tasks(&again), again.tasks[0].url.as_str()), (tasks(&run), "u"));
     }
 
     #[test]
     fn a_host_that_takes_a_part_of_a_run_gets_no_more_until_one_has_ended() {
         let mut hosts = hosts(&[("one", 1)]);
         (0..10).for_each(|n| hosts.run(task(n), Where::default()));
-        let (one, (tasks, _)) = hosts.assign().pop_first().unwrap();
-        assert_eq!(tasks, (0..1 + BEYOND_SLOTS).map(task).collect::<Vec<_>>());
+        let (one, run) = hosts.assign().pop_first().unwrap();
+        assert_eq!(tasks(&run), (0..1 + BEYOND_SLOTS).map(task).collect::<Vec<_>>());
         assert!(hosts.assign().is_empty(), "it has not answered");
-        hosts.answered(&one, &tasks, 2);
+        hosts.answered(&one, 2);
         assert!(hosts.assign().is_empty(), "it is full");
         assert!(hosts.reported(Millis(1), &one, &task(0), true));
-        let (_, (tasks, _)) = hosts.assign().pop_first().unwrap();
-        assert_eq!(tasks, (2..3 + BEYOND_SLOTS).map(task).collect::<Vec<_>>());
-        hosts.answered(&one, &tasks, tasks.len());
-        assert_eq!(hosts.assign()[&one].0, (3 + BEYOND_SLOTS..10).map(task).collect::<Vec<_>>());
+        let (_, run) = hosts.assign().pop_first().unwrap();
+        assert_eq!(tasks(&run), (2..3 + BEYOND_SLOTS).map(task).collect::<Vec<_>>());
+        hosts.answered(&one, run.tasks.len());
+        assert_eq!(tasks(&hosts.assign()[&one]), (3 + BEYOND_SLOTS..10).map(task).collect::<Vec<_>>());
     }
 
     #[test]
     fn a_host_that_did_not_answer_gets_tasks_again_once_it_says_it_is_free() {
         let mut hosts = hosts(&[("one", 2)]);
         hosts.run(task(0), Where::default());
-        let (one, (tasks, _)) = hosts.assign().pop_first().unwrap();
-        hosts.answered(&one, &tasks, 0);
+        let (one, run) = hosts.assign().pop_first().unwrap();
+        hosts.answered(&one, 0);
         let mut busy = Host { name: "one".into(), epoch: 1, seq: 1, slots: 2, slots_free: 0 };
         hosts.announced(Millis(1), one.clone(), busy.clone());
         assert!(hosts.assign().is_empty());
         busy.slots_free = 1;
         hosts.announced(Millis(2), one.clone(), busy);
-        assert_eq!(hosts.assign()[&one].0, tasks);
+        assert_eq!(tasks(&hosts.assign()[&one]), tasks(&run));
     }
 
     #[test]
     fn what_ended_or_was_stopped_before_the_host_answered_does_not_wait_again() {
         let mut hosts = hosts(&[("one", 1)]);
         (0..4).for_each(|n| hosts.run(task(n), Where::default()));
-        let (one, (tasks, _)) = hosts.assign().pop_first().unwrap();
+        let (one, _) = hosts.assign().pop_first().unwrap();
         assert_eq!(hosts.stop(&task(3)), Some(one.clone()));
         hosts.reported(Millis(1), &one, &task(1), true);
-        hosts.answered(&one, &tasks, 1);
+        hosts.answered(&one, 1);
         hosts.reported(Millis(1), &one, &task(0), true);
-        assert_eq!(hosts.assign()[&one].0, [task(2)]);
+        assert_eq!(tasks(&hosts.assign()[&one]), [task(2)]);
     }
 
     #[test]
     fn a_run_for_a_large_host_fits_into_a_stanza() {
         let mut hosts = hosts(&[("one", 1000)]);
         (0..100).for_each(|n| hosts.run(task(n), Where { url: "u".repeat(4096), swarm: None }));
-        let (_, run) = hosts.assign().pop_first().unwrap().1;
+        let (_, run) = hosts.assign().pop_first().unwrap();
         assert_eq!(run.tasks.len(), RUN_MAX as usize);
         assert!(String::from(&Element::from(run)).len() < STANZA_BYTES_MAX);
     }
@@ -330,7 +329,7 @@ mod tests {
         let mut hosts = hosts(&[("one", 2)]);
         hosts.run(task(0), Where::default());
         hosts.run(task(0), Where::default());
-        assert_eq!(hosts.assign().pop_first().unwrap().1.0, [task(0)]);
+        assert_eq!(tasks(&hosts.assign().pop_first().unwrap().1), [task(0)]);
         hosts.run(task(0), Where::default());
         assert!(hosts.assign().is_empty());
     }

@@ -48,16 +48,16 @@ impl Coordinator {
 
     /// Gives waiting tasks to hosts with room.
     pub(super) fn hand_out(&mut self) {
-        for (jid, (tasks, run)) in self.hosts.assign() {
+        for (jid, run) in self.hosts.assign() {
             let (agent, done) = (self.agent.clone(), self.done.0.clone());
             self.spawn("hand out", async move {
                 let answer = agent.iq_set(jid.clone().into(), run.into(), HAND_OUT).await;
                 if let Err(error) = &answer {
-                    info!(tasks = tasks.len(), %jid, %error, "not taken");
+                    info!(%jid, %error, "no task was taken");
                 }
                 let answer = answer.ok().flatten().and_then(|answer| Taken::try_from(answer).ok());
                 let taken = answer.map_or(0, |taken| taken.tasks);
-                let _ = done.send(Done::Handed { jid, tasks, taken }).await; // fails only when we are leaving
+                let _ = done.send(Done::Handed { jid, taken }).await; // fails only when we are leaving
             });
         }
     }

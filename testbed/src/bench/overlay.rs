@@ -282,7 +282,7 @@ async fn one(args: &OverlayArgs, client: Client, round: u32) -> anyhow::Result<R
     let source = seed_dir.join("set.bin");
     fill(&source, args.size, u64::from(round) + 1)?;
     let mut children = Children::default();
-    let start = start_seed(args, client, &net, place.path(), &source, &mut children)?;
+    let start = start_seed(args, client, &net, place.path(), &source, &mut children).await?;
     let before = net.counters()?;
     let ticks = Ticks::now()?;
     let t0 = Instant::now();

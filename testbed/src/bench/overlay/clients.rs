@@ -34,7 +34,7 @@ pub struct Start {
     torrent: PathBuf,
 }
 
-pub fn start_seed(
+pub async fn start_seed(
     args: &OverlayArgs,
     client: Client,
     net: &Net,
@@ -60,7 +60,7 @@ pub fn start_seed(
             command.args(["--streams", &streams.to_string()]);
         }
         children.spawn(0, &mut command, &place.join("seed.log"))?;
-        await_text(&place.join("seed.log"), "serving")?;
+        await_text(&place.join("seed.log"), "serving").await?;
         if client == Client::Mixed {
             let mut fetch = Command::new("ip");
             fetch.args(["netns", "exec", &net.name("root"), "/usr/bin/python3", "-c", FETCH, &start.url]);
@@ -78,10 +78,10 @@ pub fn start_seed(
     let mut tracker = Command::new("ip");
     tracker.args(["netns", "exec", &net.name("root"), "/usr/bin/python3", "-c", TRACKER, Net::TRACKER]);
     children.spawn(HELPER, &mut tracker, &place.join("tracker.log"))?;
-    await_text(&place.join("tracker.log"), "ready")?;
+    await_text(&place.join("tracker.log"), "ready").await?;
     other(client, net, 0, &place.join("seed"), &start, children, true)?;
     // Let the seed announce before anybody asks for peers.
-    await_text(&place.join("tracker.log"), "peer 10.")?;
+    await_text(&place.join("tracker.log"), "peer 10.").await?;
     Ok(start)
 }
 
@@ -165,13 +165,13 @@ fn other(
     children.spawn(host, &mut command, &dir.join("log"))
 }
 
-fn await_text(path: &Path, text: &str) -> anyhow::Result<()> {
+async fn await_text(path: &Path, text: &str) -> anyhow::Result<()> {
     let start = Instant::now();
     while start.elapsed() < Duration::from_secs(20) {
         if fs::read_to_string(path).is_ok_and(|found| found.contains(text)) {
             return Ok(());
         }
-        std::thread::sleep(POLL);
+        tokio::time::sleep(POLL).await;
     }
     anyhow::bail!("{} never said {text:?}: {}", path.display(), fs::read_to_string(path).unwrap_or_default())
 }
