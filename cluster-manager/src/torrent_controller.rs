@@ -1,7 +1,7 @@
 //! The torrent controller as a service: announces in, the policy's decisions out.
 //!
-//! `GET /NAME` gives the metainfo (a torrent file), `GET /announce` serves ordinary clients, `POST /swarm/announce` ours,
-//! `GET /swarm/status` whoever watches. All decisions are [`Policy`]'s; here are only addresses, clocks and waiting.
+//! `GET /NAME` gives the metainfo (a torrent file; with `?pieces=0`, as our peers ask, without the SHA-1 pieces), `GET /announce` serves
+//! ordinary clients, `POST /swarm/announce` ours, `GET /swarm/status` whoever watches. All decisions are [`Policy`]'s; here are only addresses, clocks and waiting.
 //! Where the origin is an object store, `POST /swarm/lease` gives relays what to read and `GET /swarm/hashes/CHUNK` proves it.
 //! Nothing is kept on disk: after a restart one round of announces brings everything back.
 
@@ -317,13 +317,16 @@ impl LeaseBook for TorrentController {
 async fn metainfo(
     State(this): State<Arc<TorrentController>>,
     Path(name): Path<String>,
+    RawQuery(query): RawQuery,
     headers: axum::http::HeaderMap,
 ) -> Response {
     if name.strip_suffix(".torrent").unwrap_or(&name) != this.meta.name {
         return (StatusCode::NOT_FOUND, "no such swarm here\n").into_response();
     }
     let host = headers.get("host").and_then(|h| h.to_str().ok()).unwrap_or("localhost");
-    let torrent = this.meta.encode(&format!("http://{host}/announce?token={}", this.meta.token));
+    let short = query.as_deref() == Some("pieces=0");
+    let meta = if short { Arc::new(this.meta.without_pieces()) } else { this.meta.clone() };
+    let torrent = meta.encode(&format!("http://{host}/announce?token={}", this.meta.token));
     ([("content-type", "application/x-bittorrent")], torrent).into_response()
 }
 

@@ -342,9 +342,8 @@ async fn aria2_libtorrent_transmission_and_ours_complete_in_one_swarm() {
     let data = bytes(5_000_000);
     let served = serve(dir.path(), &data, Some(4_000_000)).await;
     let torrent = dir.path().join("set.torrent");
-    let meta = Controller::new(&served.url, "127.0.6.1".parse().unwrap()).unwrap().metainfo().await.unwrap();
-    let host = served.url.trim_end_matches("/set.bin");
-    std::fs::write(&torrent, meta.encode(&format!("{host}/announce?token={}", meta.token))).unwrap();
+    let whole = storage::fetch::http().build().unwrap().get(&served.url).send().await.unwrap();
+    std::fs::write(&torrent, whole.bytes().await.unwrap()).unwrap();
     let place = |name: &str| {
         let place = dir.path().join(name);
         std::fs::create_dir_all(&place).unwrap();

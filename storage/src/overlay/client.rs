@@ -86,11 +86,13 @@ impl Controller {
         Ok(Self { http: http.map_err(|source| Error::Http { url: url.to_string(), source })?, url })
     }
 
-    /// Reads the metainfo; no more of it than a metainfo may have.
+    /// Reads the metainfo, without pieces where the controller knows how; no more of it than a metainfo may have.
     pub async fn metainfo(&self) -> Result<Metainfo, Error> {
-        let url = self.url.to_string();
+        let mut asked = self.url.clone();
+        asked.set_query(Some("pieces=0"));
+        let url = asked.to_string();
         let fail = |source| Error::Http { url: url.clone(), source };
-        let response = self.http.get(self.url.clone()).send().await.map_err(fail)?;
+        let response = self.http.get(asked).send().await.map_err(fail)?;
         if !response.status().is_success() {
             let status = response.status().as_u16();
             let text = response.text().await.unwrap_or_default().chars().take(200).collect();

@@ -1,7 +1,7 @@
 //! What a swarm is about: names, lengths, and the hashes that make every 64 KiB provable.
 //!
 //! One pass over the bytes gives a BEP-3 v1 torrent (SHA-1 pieces, for ordinary clients) and, in a `starling` dictionary
-//! beside `info`, one BLAKE3 root per chunk. The hashes of a chunk's groups are not carried here (they would be 50 MB for
+//! beside `info`, one BLAKE3 root per chunk; where `info` is given without its pieces, its hash, too. The hashes of a chunk's groups are not carried here (they would be 50 MB for
 //! 100 GB): peers pass them on, and [`Metainfo::check_hashes`] proves them against the root.
 
 use std::collections::BTreeSet;
@@ -38,7 +38,7 @@ pub struct Metainfo {
     pub roots: Vec<[u8; 32]>,
     /// Bearer secret of the swarm; whoever has the metainfo may take part.
     pub token: String,
-    /// The torrent as ordinary clients read it, without announce URL.
+    /// The torrent's `info` dictionary, perhaps without its `pieces`.
     info: Vec<u8>,
 }
 
@@ -86,29 +86,50 @@ impl Metainfo {
         let piece = length(info.get("piece length")).ok_or(Error::Missing("piece length"))?;
         let chunk = length(ours.get("chunk length")).ok_or(Error::Missing("chunk length"))?;
         let layout = Layout::new(total, piece, chunk).ok_or(Error::Lengths("piece or chunk length"))?;
-        let pieces = info.get("pieces").and_then(Value::as_bytes).ok_or(Error::Missing("pieces"))?;
-        if pieces.len() != layout.pieces() as usize * 20 {
-            return Err(Error::Lengths("number of pieces"));
-        }
+        let info_hash = match info.get("pieces") {
+            Some(pieces) => {
+                if pieces.as_bytes().ok_or(Error::Missing("pieces"))?.len() != layout.pieces() as usize * 20 {
+                    return Err(Error::Lengths("number of pieces"));
+                }
+                Sha1::digest(info_raw).into()
+            }
+            None => {
+                let told = ours.get("info hash").and_then(Value::as_bytes).ok_or(Error::Missing("pieces"))?;
+                told.try_into().map_err(|_| Error::Missing("info hash"))?
+            }
+        };
         let roots = ours.get("roots").and_then(Value::as_bytes).ok_or(Error::Missing("roots"))?;
         if roots.len() != layout.chunks() as usize * 32 {
             return Err(Error::Lengths("number of chunk roots"));
         }
         let roots = roots.as_chunks::<32>().0.to_vec();
         let token = ours.get("token").and_then(Value::as_str).ok_or(Error::Missing("token"))?.to_owned();
-        let info_hash = Sha1::digest(info_raw).into();
         Ok(Self { name, files, layout, info_hash, roots, token, info: info_raw.to_vec() })
+    }
+
+    /// The same without the SHA-1 of its pieces, which ordinary clients alone need: 20 bytes of each 64 KiB or more, which all nodes would ask
+    /// of one controller.
+    pub fn without_pieces(&self) -> Self {
+        let info = match bencode::decode(&self.info) {
+            Ok(Value::Dict(entries)) => {
+                Value::Dict(entries.into_iter().filter(|(key, _)| key.as_ref() != b"pieces").collect()).encode()
+            }
+            _ => self.info.clone(),
+        };
+        Self { info, ..self.clone() }
     }
 
     /// The torrent file: `announce` is the tracker's URL for ordinary clients.
     pub fn encode(&self, announce: &str) -> Vec<u8> {
         let roots = self.roots.concat();
-        let ours = Value::dict([
+        let whole = self.info_hash == *Sha1::digest(&self.info);
+        let told = (!whole).then(|| ("info hash", Value::bytes(self.info_hash.to_vec())));
+        let ours = [
             ("chunk length", Value::Int(self.layout.chunk_len_max() as i64)),
             ("roots", Value::bytes(roots)),
             ("token", Value::text(&self.token)),
-        ])
-        .encode();
+        ];
+        let ours = Value::dict(ours.into_iter().chain(told)).encode();
         let mut out = b"d".to_vec();
         for (key, raw) in [("announce", &Value::text(announce).encode()), ("info", &self.info), ("starling", &ours)] {
             out.extend_from_slice(&Value::text(key).encode());
@@ -412,6 +433,20 @@ mod tests {
     fn a_metainfo_reads_back_as_written() {
         let (_, meta, _) = made(5 << 20);
         assert_eq!(Metainfo::decode(&meta.encode("http://x/announce")).unwrap(), meta);
+    }
+
+    #[test]
+    fn a_metainfo_without_pieces_is_short_and_of_the_same_swarm() {
+        let (_, meta, _) = made(300 << 20 >> 2);
+        let (long, short) = (meta.encode("u"), meta.without_pieces().encode("u"));
+        assert!(long.len() > short.len() + 20 * meta.layout.pieces() as usize - 100, "{} {}", long.len(), short.len());
+        let read = Metainfo::decode(&short).unwrap();
+        assert_eq!(read, meta.without_pieces());
+        assert_eq!(Metainfo { info: meta.info.clone(), ..read }, meta);
+        let mut nameless = bencode::decode(&short).unwrap();
+        let Value::Dict(ours) = entry(&mut nameless, "starling") else { panic!() };
+        ours.retain(|(key, _)| key.as_ref() != b"info hash");
+        assert_eq!(Metainfo::decode(&nameless.encode()).unwrap_err(), Error::Missing("pieces"));
     }
 
     fn hostile(edit: impl Fn(&mut Value)) -> Error {

@@ -282,7 +282,10 @@ impl Policy {
         let serving = self.nodes.values().filter(|n| n.role == Role::Relay).count() as u32;
         let fixed = self.config.mode.is_static();
         let fresh = !self.meshed && !fixed && serving < target;
-        let cursor = demand[0].range.start;
+        // Where everybody wants everything each begins elsewhere (by the golden ratio, which needs no count of them): so a node is given
+        // pieces of few chunks, and the origin sends it the hashes of those alone.
+        let spread = (self.nodes.len() as f64 * 0.618_034).fract() * f64::from(pieces);
+        let cursor = if self.wants_all(&demand) { spread as u32 } else { demand[0].range.start };
         let have = Bits::new(if self.tracks_pieces() { pieces } else { 0 });
         let role = if fresh { Role::Relay } else { Role::Capped };
         let relay = (!fresh && !fixed).then(|| self.draw_relay()).flatten();

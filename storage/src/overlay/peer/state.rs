@@ -23,9 +23,9 @@ use crate::overlay::wire::{self, Block, Message, Ours};
 
 /// Groups asked of one connection and not here yet, at most.
 const WINDOW_MAX: u32 = 32;
-/// However slow the answers, so many groups are asked of all neighbours together: who has few neighbours would else be served less often
-/// than the others, and end long after them.
-const ASKED_MIN: u32 = 36;
+/// However slow the answers, so many groups are asked of all neighbours together, and one of each: who has few neighbours would else be served
+/// less often than the others, and end long after them. What is asked beyond that waits with them, and comes late to all.
+const ASKED_MIN: u32 = 12;
 /// Answers faster than this ask for more at once, slower than that for less (milliseconds).
 const FAST_MS: Millis = 100;
 const SLOW_MS: Millis = 350;
@@ -456,7 +456,7 @@ mod tests {
     #[test]
     fn neighbours_that_answer_late_are_asked_for_as_much_together_however_few_they_are() {
         let meta = meta(64 << 20);
-        for (links, each) in [(1, WINDOW_MAX), (4, 9), (12, 3), (50, 1)] {
+        for (links, each) in [(1, 12), (4, 3), (12, 1), (50, 1)] {
             let (mut state, conns) = peer(links, &meta);
             let id = conns[0].0;
             (0..meta.layout.groups()).for_each(|g| state.picker.source_has(id, g));

@@ -18,9 +18,8 @@ const SLOW_BEHIND: u32 = 2;
 /// are free, for each lease that is out: what it is given last, all others wait for.
 const FORGIVEN: f64 = 0.98;
 const LAST_ROUNDS: usize = 8;
-/// Where a lease takes longer than this, from the origin's decision to the acknowledgement, leases wait for each other: then so many in all
-/// are enough.
-const FAST_MS: f64 = 250.0;
+/// Leases unacknowledged in all, among nodes that want everything; twice the slots where that is more. What waits beyond that in the origin's
+/// queue only makes each lease late: nobody has a byte to pass on before all first leases come together.
 const LEASES_OUT: u32 = 24;
 
 impl Node {
@@ -80,6 +79,9 @@ impl Policy {
         while self.slots.is_free() {
             let (_, _, id) = *self.ready.first()?;
             let node = self.nodes.get(&id)?;
+            if self.is_full(node) {
+                return None;
+            }
             let (bears, ahead) = (self.bears(node), self.is_ahead(node));
             if !bears || ahead {
                 self.unready(id);
@@ -105,7 +107,7 @@ impl Policy {
             return None;
         }
         let node = self.nodes.get(&id)?;
-        if !self.bears(node) || self.is_ahead(node) || !self.may_lease(id, node.role) {
+        if self.is_full(node) || !self.bears(node) || self.is_ahead(node) || !self.may_lease(id, node.role) {
             return None;
         }
         let piece = match self.config.mode {
@@ -168,16 +170,12 @@ impl Policy {
     /// Has room for a lease. A slow node bears one, unless there is somebody better to bring the same bytes.
     fn bears(&self, node: &Node) -> bool {
         let others_bring = node.slow && self.swift && node.wants_all;
-        !others_bring && (node.outstanding == 0 || node.burden() < self.room(node))
+        !others_bring && (node.outstanding == 0 || node.burden() < self.config.leases_per_node)
     }
 
-    /// Leases that a node may hold. More of them keep a fast origin busy while acknowledgements are on their way. What waits in a slow
-    /// one only makes each lease late: nobody has a byte to pass on before all first leases come together, and a slow node is not told
-    /// from a long queue.
-    fn room(&self, node: &Node) -> u32 {
-        let most = self.config.leases_per_node;
-        let fast = self.lease_ms > 0.0 && self.lease_ms < FAST_MS;
-        if self.in_step(node) && !fast { (LEASES_OUT / self.nodes.len() as u32).clamp(1, most) } else { most }
+    /// Enough leases are on their way.
+    fn is_full(&self, node: &Node) -> bool {
+        self.in_step(node) && self.out.len() as u32 >= LEASES_OUT.max(2 * self.slots.now)
     }
 
     /// Who is slow: measured by the node in the middle, so that never more than half of them are. A lease kept too long counts

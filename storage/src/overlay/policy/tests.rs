@@ -394,10 +394,11 @@ fn who_acknowledges_first_is_given_hardly_more_leases_than_the_others() {
 }
 
 #[test]
-fn many_nodes_hold_one_lease_each_until_leases_are_seen_to_be_fast() {
-    let mut policy = policy(20, 10_000);
+fn so_many_leases_are_on_their_way_in_all_and_more_where_the_origin_sends_more_at_once() {
+    let mut policy = policy(100, 10_000);
+    policy.mesh();
     let fill = |policy: &mut Policy, now| {
-        for id in 0..20 {
+        for id in 0..100 {
             let orders = policy.announce(now, id, Report::default());
             policy.connected(id, orders.origin);
         }
@@ -406,17 +407,24 @@ fn many_nodes_hold_one_lease_each_until_leases_are_seen_to_be_fast() {
         }
         policy.out.len()
     };
-    let end_all = |policy: &mut Policy, now| {
-        policy.out.keys().copied().collect::<Vec<_>>().into_iter().for_each(|(id, p)| policy.lease_done(now, id, p));
-    };
-    for now in [0, 1000, 2000] {
-        fill(&mut policy, now);
-        end_all(&mut policy, now + 1000);
-    }
-    assert_eq!(fill(&mut policy, 3000), 20);
-    for now in (3020..5000).step_by(20) {
-        end_all(&mut policy, now);
-        fill(&mut policy, now);
-    }
-    assert_eq!(fill(&mut policy, 5000), 60);
+    assert_eq!(fill(&mut policy, 0), 24);
+    let nodes: BTreeSet<_> = policy.out.keys().map(|(id, _)| *id).collect();
+    assert_eq!(nodes.len(), 24, "one each");
+    let (id, piece) = policy.out.keys().next().copied().unwrap();
+    policy.lease_done(1, id, piece);
+    assert_eq!(fill(&mut policy, 1), 24);
+    policy.slots.now = 40;
+    assert_eq!(fill(&mut policy, 2), 80);
+}
+
+#[test]
+fn each_node_is_leased_pieces_that_lie_together() {
+    let mut policy = policy(40, 1280);
+    policy.mesh();
+    let mut runs = BTreeMap::<NodeId, Vec<u32>>::new();
+    drain(&mut policy, 40, 0).into_iter().for_each(|(id, piece)| runs.entry(id).or_default().push(piece));
+    let chunks = |pieces: &Vec<u32>| pieces.iter().map(|piece| piece / 64).collect::<BTreeSet<_>>().len();
+    let told: usize = runs.values().map(chunks).sum();
+    assert_eq!(runs.values().map(Vec::len).sum::<usize>(), 1280);
+    assert!(told <= 4 * 40, "{told} chunks' hashes leave the origin for 40 nodes");
 }
