@@ -231,7 +231,8 @@ impl FilmJob {
 
     /// What is called out for bids.
     pub fn calls(&self, prepared: &Prepared) -> Vec<PartCall> {
-        let rate = work_rate(&self.job.renditions);
+        // One decoding for all renditions.
+        let rate = 0.07 + self.job.renditions.iter().map(job::Rendition::core_seconds).sum::<f64>();
         let calls = prepared.plan.parts.iter().enumerate().map(|(n, part)| PartCall {
             part: n as u32,
             bytes: part.bytes(),
@@ -467,11 +468,4 @@ fn encoding(rendition: &job::Rendition) -> Rendition {
         crf: rendition.crf,
         preset: rendition.preset.to_string(),
     }
-}
-
-/// Core seconds for one second of film: measured 0.19 for 720p to 480p `veryfast`, of which about 0.07 decodes; encoding
-/// grows with the pixels.
-fn work_rate(renditions: &[job::Rendition]) -> f64 {
-    let pixels = |height: u32| f64::from(height) * f64::from(height) * 16.0 / 9.0;
-    0.07 + renditions.iter().map(|r| 0.12 * pixels(r.height) / pixels(480)).sum::<f64>()
 }

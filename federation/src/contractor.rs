@@ -22,6 +22,7 @@ const OVER_MAX: usize = 4_096;
 /// A task that its host has forgotten is started this often.
 const RUNS_MAX: u32 = 3;
 
+#[derive(Default)]
 pub(crate) struct Contractor {
     slots: u32,
     /// No host is left; what waits is given back then.
@@ -35,8 +36,9 @@ pub(crate) struct Contractor {
     reports: BTreeMap<LeaseId, Report>,
     repeats: BTreeMap<(LeaseId, u32), Repeat>,
     excess: Vec<(LeaseId, Vec<u32>)>,
-    /// Wall ms that a ms of estimated work takes in one slot here; learnt.
-    pace: f64,
+    /// Wall ms that a ms of estimated work takes in one slot here: learnt from the hosts' own clocks, for what they say may
+    /// come late.
+    pace: Option<f64>,
 }
 
 /// Capacity behind a bid.
@@ -66,9 +68,6 @@ struct Work {
     percent: f32,
     by: Option<DomainId>,
     outputs: Vec<Output>,
-    started: Millis,
-    /// It stands in line in its host before that.
-    running: Option<Millis>,
     runs: u32,
     /// Started in an earlier life: started again then, if its host has not told of it.
     adopt_by: Option<Millis>,
@@ -85,24 +84,6 @@ struct Repeat {
     next: Millis,
     wait_ms: u64,
     asked: bool,
-}
-
-impl Default for Contractor {
-    fn default() -> Self {
-        Self {
-            slots: 0,
-            give_back_at: None,
-            holds: BTreeMap::new(),
-            accepted: BTreeMap::new(),
-            over: VecDeque::new(),
-            heard: BTreeMap::new(),
-            work: BTreeMap::new(),
-            reports: BTreeMap::new(),
-            repeats: BTreeMap::new(),
-            excess: Vec::new(),
-            pace: 1.0,
-        }
-    }
 }
 
 impl Contractor {
@@ -139,7 +120,7 @@ impl Contractor {
                 match part.state {
                     TakenState::Started => {
                         let adopt_by = Some(cx.now.plus(cx.config.timers.adopt_ms));
-                        self.work.insert((id.clone(), *n), Work { adopt_by, ..Work::new(cx.now) });
+                        self.work.insert((id.clone(), *n), Work { adopt_by, ..Work::default() });
                     }
                     TakenState::Kept(_) => {
                         let repeat = Repeat { next: cx.now, wait_ms: cx.config.timers.repeat_ms, asked: false };

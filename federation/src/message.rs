@@ -404,6 +404,13 @@ pub struct Usage {
     pub loaded: Option<String>,
 }
 
+impl Usage {
+    /// From the first byte fetched to the last one checked.
+    pub fn wall_ms(&self) -> u64 {
+        [self.load_ms, self.process_ms, self.publish_ms].into_iter().fold(self.download_ms, u64::saturating_add)
+    }
+}
+
 /// Foreign → home: kept and repeated until answered by [`Ack`] or [`Stale`].
 #[derive(FromXml, AsXml, Clone, Debug, PartialEq)]
 #[xml(namespace = NS, name = "part-done")]

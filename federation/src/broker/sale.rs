@@ -79,7 +79,7 @@ impl Broker {
                 }
                 (PartState::GivenUp(failure), _) => results.push((n, Kept::Failed(failure.clone()))),
                 (PartState::Open, _) if tried => unsold.push(n),
-                _ => contractor.sold_progress(cx, parent, n, self.progress.get(&(job.clone(), n)), &p.loaded),
+                _ => contractor.sold_progress(parent, n, self.progress.get(&(job.clone(), n)), &p.loaded),
             }
         }
         if !unsold.is_empty() {

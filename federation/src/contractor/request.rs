@@ -88,7 +88,7 @@ impl Contractor {
         let mean_ms = cfp.work_ms as f64 / f64::from(cfp.parts.max(1));
         let before = self.claimed(cx.book, None) / self.slots.max(1);
         let waves = u64::from(parts_max.div_ceil(slots)) + u64::from(before);
-        let wave_ms = (mean_ms * self.pace).max(1.0);
+        let wave_ms = (mean_ms * self.pace.unwrap_or(1.0)).max(1.0);
         let finish_p50_ms = (wave_ms * waves as f64) as u64;
         let finish_p90_ms = (wave_ms * waves as f64 * 1.5) as u64;
         let first = (wave_ms * (before + 1) as f64) as u64;

@@ -7,15 +7,15 @@ use crate::cx::{About, Cx, Frame};
 use crate::domain::{Lost, Output};
 use crate::event::{Event, Kept};
 use crate::id::{DomainId, LeaseId, Millis};
-use crate::message::{self, Body, PartDone, PartFailed, PartProgress, PartRef, Progress, Revoke};
+use crate::message::{self, Body, PartDone, PartFailed, PartProgress, PartRef, Progress, Revoke, Usage};
 
 /// Weight of the newest part in what is learnt about the pace.
 const PACE_WEIGHT: f64 = 0.3;
 
-impl Work {
-    pub(super) fn new(started: Millis) -> Self {
+impl Default for Work {
+    fn default() -> Self {
         let (state, by, outputs) = ("waiting".to_owned(), None, Vec::new());
-        Self { state, bytes: 0, percent: 0.0, by, outputs, started, running: None, runs: 1, adopt_by: None }
+        Self { state, bytes: 0, percent: 0.0, by, outputs, runs: 1, adopt_by: None }
     }
 }
 
@@ -52,7 +52,7 @@ impl Contractor {
         waiting.sort_by_key(|(lease, n, _)| (cx.book.taken.get(lease).map(|t| t.at), lease.clone(), *n));
         for (lease, part, attempt) in waiting.into_iter().take(free) {
             cx.record(Event::Started { at: cx.now, lease: lease.clone(), part, attempt });
-            self.work.insert((lease.clone(), part), Work::new(cx.now));
+            self.work.insert((lease.clone(), part), Work::default());
             run(cx, &lease, part);
         }
     }
@@ -80,8 +80,10 @@ impl Contractor {
         work.adopt_by = None;
         match status.state.as_str() {
             "done" => {
-                let took = cx.now.since(work.running.unwrap_or(work.started)) as f64 / part.award.work_ms.max(1) as f64;
-                self.pace += (took - self.pace) * PACE_WEIGHT;
+                if let Some(took_ms) = status.usage.as_ref().map(Usage::wall_ms).filter(|ms| *ms > 0) {
+                    let pace = took_ms as f64 / part.award.work_ms.max(1) as f64;
+                    self.pace = Some(self.pace.map_or(pace, |before| before + (pace - before) * PACE_WEIGHT));
+                }
                 let usage = status.usage.unwrap_or_default();
                 self.keep(cx, lease, n, Kept::Done { by: None, outputs: status.outputs, usage });
             }
@@ -94,14 +96,11 @@ impl Contractor {
                 self.keep(cx, lease, n, Kept::Failed(lost));
             }
             "unknown" => {
-                (work.runs, work.running) = (work.runs + 1, None);
+                work.runs += 1;
                 run(cx, lease, n);
             }
             _ => {
                 let loaded = work.outputs.len() != status.outputs.len();
-                if status.state == "running" {
-                    work.running.get_or_insert(cx.now);
-                }
                 (work.state, work.bytes, work.percent) = (status.state, status.bytes, status.percent);
                 work.outputs = status.outputs;
                 self.news(lease, loaded);
@@ -112,14 +111,13 @@ impl Contractor {
     /// What is known of a part that was sold on.
     pub fn sold_progress(
         &mut self,
-        cx: &Cx,
         lease: &LeaseId,
         n: u32,
         said: Option<&PartProgress>,
         loaded: &Option<(u32, Vec<message::Output>)>,
     ) {
         let Some(said) = said else { return };
-        let work = self.work.entry((lease.clone(), n)).or_insert_with(|| Work::new(cx.now));
+        let work = self.work.entry((lease.clone(), n)).or_default();
         let outputs = loaded.as_ref().map(|l| l.1.clone()).unwrap_or_default();
         let same = work.bytes == said.bytes && work.percent == said.percent && work.state == said.state;
         if same && work.outputs == outputs {

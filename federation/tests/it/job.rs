@@ -181,3 +181,13 @@ fn a_prefix_for_the_namespace_is_as_good_as_none() {
         <s:target>s3://films/o/</s:target><s:rendition height='16' codec='h264'/></s:job>";
     assert_eq!(Job::parse(text).unwrap().source, "s3://films/a&b");
 }
+
+#[test]
+fn slower_presets_and_more_pixels_are_more_work() {
+    let work = |height: u32, preset: &str| {
+        Rendition { height, codec: "h264".into(), crf: 23, preset: preset.into() }.core_seconds()
+    };
+    let by_preset = ["ultrafast", "superfast", "veryfast", "fast", "medium", "slow", "slower", "veryslow"];
+    assert!(by_preset.map(|preset| work(480, preset)).is_sorted_by(|a, b| a < b));
+    assert!((work(960, "fast") / work(480, "fast") - 4.0).abs() < 1e-9);
+}

@@ -398,7 +398,7 @@ impl World {
 
     fn run_task(&mut self, who: &DomainId, key: Key, job: JobId) {
         let (from, to) = self.task_ms;
-        let until = self.now.plus(from + self.rng.below(to - from));
+        let wait = from + self.rng.below(to - from);
         let fails = self.rng.chance(self.faults.task_failure);
         let node = self.nodes.get_mut(who).expect("known");
         if node.tasks.contains_key(&key) {
@@ -412,10 +412,9 @@ impl World {
             Habit::Accuser => bad_source(),
             _ if fails => failed("internal", "encoder-failed"),
             Habit::WrongHash => status("done", vec![output(&key, "wrong")]),
-            Habit::Honest | Habit::Unavailable => status("done", vec![output(&key, "right")]),
+            Habit::Honest | Habit::Unavailable => done(&key, wait),
         };
         node.outcome.insert(key.clone(), outcome);
-        let wait = until.since(self.now);
         let half = Status { bytes: 500, percent: 50.0, ..status("running", Vec::new()) };
         self.later(wait / 2, who, Packet::Input(Box::new(task_input(&key, half))));
         self.later(wait, who, Packet::TaskEnds(key));
@@ -510,6 +509,11 @@ pub fn status(state: &str, outputs: Vec<message::Output>) -> Status {
     Status { task: String::new(), state: state.into(), bytes: 0, percent: 0.0, outputs, usage, failure: None }
 }
 
+pub fn done(key: &Key, took_ms: u64) -> Status {
+    let usage = Some(message::Usage { process_ms: took_ms, ..Default::default() });
+    Status { usage, ..status("done", vec![output(key, "right")]) }
+}
+
 pub fn failed(class: &str, code: &str) -> Status {
     let failure = Failure { class: class.into(), retryable: true, code: code.into(), log: "the tail".into() };
     Status { failure: Some(failure), ..status("failed", Vec::new()) }
@@ -527,7 +531,7 @@ pub fn output(key: &(LeaseId, u32, u32), sha256: &str) -> message::Output {
     message::Output { key: format!("{}-{}-{}", key.0, key.1, key.2), size: 1, sha256: sha256.into(), fragments: None }
 }
 
-fn task_input(key: &Key, status: Status) -> Input {
+pub fn task_input(key: &Key, status: Status) -> Input {
     Input::Task { lease: key.0.clone(), part: key.1, attempt: key.2, status }
 }
 

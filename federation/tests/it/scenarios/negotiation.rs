@@ -6,7 +6,7 @@ use federation::id::MessageId;
 use federation::message::Body;
 
 use super::{answer_to, call, ends_well, envelope, journaled, world};
-use crate::world::{World, calls, d, j, verb};
+use crate::world::{Habit, World, calls, d, done, j, task_input, verb};
 
 #[test]
 fn three_domains_share_one_job_and_it_ends() {
@@ -40,6 +40,25 @@ fn a_call_sums_its_parts_up_and_the_bid_says_when_they_would_be_done() {
     world.input(&d("a"), Input::Request(d("b"), envelope("b", 1, "x", call(at, 2))));
     let Body::Bid(bid) = answer_to(&world, "b") else { panic!("no bid") };
     assert_eq!((bid.parts_max, bid.finish_p50_ms, bid.finish_p90_ms), (2, 1_000, 1_500));
+}
+
+#[test]
+fn a_bid_goes_by_the_hosts_own_clock_though_its_words_come_late_and_all_at_once() {
+    let mut world = world();
+    world.node("a").habit = Habit::Idle;
+    world.submit("a", "film", 12);
+    world.run_for(1_000);
+    let task = world.said.iter().find_map(|(_, who, said)| match said {
+        Output::Run { lease, part, attempt, .. } if *who == d("a") => Some((lease.clone(), *part, *attempt)),
+        _ => None,
+    });
+    let key = task.unwrap();
+    world.input(&d("a"), task_input(&key, done(&key, 9_000))); // for two seconds of work
+    let at = world.now;
+    world.input(&d("a"), Input::Request(d("b"), envelope("b", 1, "x", call(at, 1))));
+    let Body::Bid(bid) = answer_to(&world, "b") else { panic!("no bid") };
+    // Two slots have three parts before this one; each second of work takes them four and a half.
+    assert_eq!(bid.finish_p50_ms, 2 * 4_500);
 }
 
 #[test]
