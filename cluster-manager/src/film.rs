@@ -19,9 +19,10 @@ use storage::film::part::{
     AudioCut, AudioPiece, AudioWork, PartSpec, Rendition, RenditionOutput, Source, VideoWork, Work,
 };
 use storage::film::plan::{Plan, PlanOptions};
-use storage::film::probe::{Probe, Step};
+use storage::film::probe::{HEAD_BYTES, Probe, Step};
 use storage::hex::hex;
 use storage::object::ObjectPath;
+use storage::range::ByteRange;
 use storage::s3::{ObjectMeta, PutOptions, Store};
 use tracing::warn;
 
@@ -130,9 +131,8 @@ impl FilmJob {
 
     /// Reads the source's index by ranged GETs and claims the target meanwhile; when it fails it leaves nothing behind.
     pub async fn prepare(&self, store: &Store, chunk_seconds: f64) -> Result<Prepared, FilmFailure> {
-        let meta = store.head(&self.source).await.map_err(|e| self.source_failure(&e))?;
-        match join(self.plan(store, &meta, chunk_seconds), self.claim(store)).await {
-            (Ok(plan), claimed) => claimed.map(|()| Prepared { etag: meta.etag, size: meta.size, plan }),
+        match join(self.plan(store, chunk_seconds), self.claim(store)).await {
+            (Ok(prepared), claimed) => claimed.map(|()| prepared),
             (Err(failure), claimed) => {
                 if claimed.is_ok()
                     && let Err(error) = self.unclaim(store).await
@@ -144,12 +144,17 @@ impl FilmJob {
         }
     }
 
-    async fn plan(&self, store: &Store, meta: &ObjectMeta, chunk_seconds: f64) -> Result<Plan, FilmFailure> {
+    async fn plan(&self, store: &Store, chunk_seconds: f64) -> Result<Prepared, FilmFailure> {
         let options = PlanOptions {
             chunk_seconds: self.job.options.chunk_seconds.map_or(chunk_seconds, f64::from),
             ..Default::default()
         };
-        let (mut probe, etag) = (Probe::new(meta.size, options), &meta.etag);
+        let first = store.get_first(&self.source, HEAD_BYTES).await;
+        let (ObjectMeta { size, etag, .. }, head) = first.map_err(|e| self.source_failure(&e))?;
+        let (mut probe, etag) = (Probe::new(size, options), &etag);
+        if let Ok(range) = ByteRange::new(0, head.len() as u64) {
+            probe.supply(range, head.to_vec());
+        }
         loop {
             // A film of two hours takes most of a second.
             let stepping = tokio::task::spawn_blocking(move || (probe.step(), probe)).await;
@@ -158,7 +163,7 @@ impl FilmJob {
             })?;
             probe = stepped;
             match step.map_err(|e| FilmFailure::new(e.code(), format!("{}: {e}", self.job.source), e.hint()))? {
-                Step::Done(plan) => return Ok(*plan),
+                Step::Done(plan) => return Ok(Prepared { etag: etag.clone(), size, plan: *plan }),
                 Step::Need(ranges) => {
                     let gets = ranges.into_iter().map(|range| async move {
                         let bytes = store.get_range(&self.source, range, Some(etag)).await;

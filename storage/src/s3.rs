@@ -40,7 +40,7 @@ pub use crate::{error::StoreError, object::ObjectPath};
 /// Metadata key by which a writer knows its own object again when the answer to its PUT was lost.
 const PUT_TOKEN: &str = "put-token";
 
-/// What HEAD tells of an object.
+/// What a store tells of an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ObjectMeta {
     pub size: u64,
@@ -177,6 +177,38 @@ impl Store {
             collect(got.body, range.len(), path).await
         })
         .await
+    }
+
+    /// What the object is, with its first bytes, at most so many: in one request, unless it is empty.
+    pub async fn get_first(&self, path: &ObjectPath, bytes_max: u64) -> Result<(ObjectMeta, Bytes), StoreError> {
+        let asked = format!("bytes=0-{}", bytes_max.saturating_sub(1));
+        let asked = &asked;
+        let first = self.repeat(|| async move {
+            let request = self.client.get_object().bucket(path.bucket()).key(path.key()).range(asked);
+            let got = request.send().await.map_err(|error| failure(&error, "get", path, false))?;
+            let said = got.content_range().unwrap_or("no Content-Range");
+            let size = said.rsplit_once('/').and_then(|(_, size)| size.parse::<u64>().ok()).unwrap_or(0);
+            let len = size.min(bytes_max);
+            if said != format!("bytes 0-{}/{size}", len.saturating_sub(1)) {
+                return Err(StoreError::new(
+                    Reason::WrongAnswer,
+                    "get",
+                    path,
+                    format!("asked for {asked}, got {said}"),
+                ));
+            }
+            let meta = ObjectMeta {
+                size,
+                etag: got.e_tag().unwrap_or_default().to_owned(),
+                content_type: got.content_type().map(str::to_owned),
+                metadata: got.metadata().into_iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect(),
+            };
+            Ok((meta, collect(got.body, len, path).await?))
+        });
+        match first.await {
+            Err(error) if error.reason == Reason::RangeOutside => Ok((self.head(path).await?, Bytes::new())),
+            first => first,
+        }
     }
 
     /// Writes the object, which must be sent and answered within the read timeout (files go through `presign_put` and `Fetcher::put`),

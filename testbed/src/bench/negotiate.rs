@@ -5,7 +5,7 @@
 //! measured ends when the last domain has acknowledged its commitment. The yardstick is what the same server needs, in the same run,
 //! for the bare IQs of that: one to home, as the submission is, and then three rounds to as many agents: call and bid, award
 //! and acceptance, commitment and its acknowledgement. Beside it stands what the store needs for the bare requests without which there
-//! are no parts to call out: HEAD, the index, and the claim of the target, one after the other.
+//! are no parts to call out: the index and the claim of the target, one after the other.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -77,7 +77,7 @@ struct Row {
     bare_ms: f64,
     /// The three rounds alone.
     rounds_ms: f64,
-    /// Three bare requests to the store.
+    /// Two bare requests to the store.
     store_ms: f64,
     all: Vec<Sample>,
 }
@@ -394,11 +394,10 @@ async fn bare(prober: &Agent, hosts: &[FullJid]) -> Result<f64> {
     Ok(ms(began.elapsed()))
 }
 
-/// Milliseconds of a HEAD, a small GET and a small PUT, one after the other.
+/// Milliseconds of a small GET and a small PUT, one after the other.
 async fn bare_store(store: &Store, source: &ObjectPath) -> Result<f64> {
     let place = format!("s3://films/bare/{}", uuid::Uuid::new_v4().simple()).parse()?;
     let began = Instant::now();
-    store.head(source).await?;
     store.get_range(source, ByteRange::new(0, 1024)?, None).await?;
     store.put(&place, "{}".into(), PutOptions { only_if_absent: true, ..PutOptions::default() }).await?;
     Ok(ms(began.elapsed()))

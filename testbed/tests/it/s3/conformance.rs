@@ -47,6 +47,7 @@ on_every_store! {
     a_delimiter_rolls_keys_up
     ranges_past_the_end_are_range_outside
     an_empty_object_is_an_object
+    the_first_bytes_come_with_what_the_object_is
     strange_keys_are_kept_apart
     what_is_missing_has_its_code
     a_deleted_object_is_gone_and_deleting_again_is_no_error
@@ -263,6 +264,16 @@ async fn an_empty_object_is_an_object(place: Place) {
     assert_eq!(place.fetcher.get(&place.url("empty").await, 0).await.unwrap(), "");
     let error = place.store.get_range(&path("empty"), ByteRange::new(0, 1).unwrap(), None).await.unwrap_err();
     assert_eq!(error.code(), "range-outside");
+}
+
+async fn the_first_bytes_come_with_what_the_object_is(place: Place) {
+    for (text, first) in [("0123456789", "0123"), ("01", "01"), ("", "")] {
+        place.put("a", text).await;
+        let (meta, bytes) = place.store.get_first(&path("a"), 4).await.unwrap();
+        assert_eq!(bytes, first);
+        assert_eq!(meta, place.store.head(&path("a")).await.unwrap());
+    }
+    assert_eq!(place.store.get_first(&path("none"), 4).await.unwrap_err().code(), "not-found");
 }
 
 async fn strange_keys_are_kept_apart(place: Place) {
