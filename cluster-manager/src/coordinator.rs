@@ -48,6 +48,9 @@ const HOUSEKEEPING: Duration = Duration::from_secs(1);
 const AD_REFRESH_MS: u64 = 30_000;
 /// Readers see what has changed after this; until then nobody's message waits for their documents.
 const SHOW_AFTER: Duration = Duration::from_millis(50);
+/// From a task that a host could take to the message that gives it: one for all that come meanwhile, and after the
+/// negotiation that they come from. A guest takes ten times as long to start.
+const HAND_OUT_AFTER: Duration = Duration::from_millis(20);
 
 /// Orders wait so long at most until no answer to a message of ours is awaited.
 const ORDERS_AFTER: Duration = Duration::from_millis(100);
@@ -241,7 +244,7 @@ impl Coordinator {
     pub async fn run(mut self, stop: impl Future<Output = ()>) -> Result<()> {
         tokio::pin!(stop);
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
-        let mut show_at: Option<Instant> = None;
+        let (mut show_at, mut hand_out_at) = (None::<Instant>, None::<Instant>);
         self.enter().await;
         if !self.journal.is_empty() {
             self.step(Input::Restarted)?;
@@ -259,6 +262,10 @@ impl Coordinator {
                 Some(done) = self.done.1.recv() => self.on_done(done)?,
                 Some(ask) = self.asks.recv() => self.on_ask(ask),
                 () = tokio::time::sleep(due.unwrap_or(Duration::MAX)), if due.is_some() => self.step(Input::Tick)?,
+                () = tokio::time::sleep_until(hand_out_at.unwrap_or_else(Instant::now)), if hand_out_at.is_some() => {
+                    hand_out_at = None;
+                    self.hand_out();
+                }
                 _ = housekeeping.tick() => self.keep_house().await?,
                 () = tokio::time::sleep_until(show_at.unwrap_or_else(Instant::now)), if show_at.is_some() => {
                     show_at = None;
@@ -266,7 +273,9 @@ impl Coordinator {
                     continue;
                 }
             }
-            self.hand_out();
+            if self.hosts.can_assign() {
+                hand_out_at.get_or_insert_with(|| Instant::now() + HAND_OUT_AFTER);
+            }
             self.advertise().await?;
             show_at.get_or_insert_with(|| Instant::now() + SHOW_AFTER);
         }

@@ -63,6 +63,11 @@ impl Entry {
         self.host.slots.saturating_add(BEYOND_SLOTS).min(RUN_MAX) as usize
     }
 
+    /// It may be asked to take something.
+    fn is_open(&self) -> bool {
+        !self.full && self.host.slots > 0 && self.asked.is_empty()
+    }
+
     fn load(&self) -> f64 {
         self.tasks.len() as f64 / f64::from(self.host.slots.max(1))
     }
@@ -129,14 +134,17 @@ impl Hosts {
         }
     }
 
+    /// Whether something waits that [`assign`](Self::assign) would send.
+    pub fn can_assign(&self) -> bool {
+        !self.waiting.is_empty() && self.hosts.values().any(Entry::is_open)
+    }
+
     /// What to send now: tasks that waited, to hosts with room for them.
     pub fn assign(&mut self) -> BTreeMap<FullJid, Run> {
         let mut runs = BTreeMap::<FullJid, Run>::new();
         while let Some((task, at)) = self.waiting.pop_front() {
-            let has_room = |(jid, e): &(&FullJid, &mut Entry)| {
-                let waited_for = !e.asked.is_empty() && !runs.contains_key(*jid);
-                !e.full && !waited_for && e.host.slots > 0 && e.asked.len() < e.room()
-            };
+            let has_room =
+                |(jid, e): &(&FullJid, &mut Entry)| e.is_open() || runs.contains_key(*jid) && e.asked.len() < e.room();
             let hosts = self.hosts.iter_mut().filter(has_room);
             let Some((jid, entry)) = hosts.min_by(|(_, a), (_, b)| a.load().total_cmp(&b.load())) else {
                 self.waiting.push_front((task, at));
