@@ -271,13 +271,16 @@ mod tests {
     #[test]
     fn a_host_that_takes_a_part_of_a_run_gets_no_more_until_one_has_ended() {
         let mut hosts = hosts(&[("one", 1)]);
+        assert!(!hosts.can_assign(), "there is nothing to do");
         (0..10).for_each(|n| hosts.run(task(n), Where::default()));
+        assert!(hosts.can_assign());
         let (one, run) = hosts.assign().pop_first().unwrap();
         assert_eq!(tasks(&run), (0..1 + BEYOND_SLOTS).map(task).collect::<Vec<_>>());
-        assert!(hosts.assign().is_empty(), "it has not answered");
+        assert!(!hosts.can_assign() && hosts.assign().is_empty(), "it has not answered");
         hosts.answered(&one, 2);
-        assert!(hosts.assign().is_empty(), "it is full");
+        assert!(!hosts.can_assign() && hosts.assign().is_empty(), "it is full");
         assert!(hosts.reported(Millis(1), &one, &task(0), true));
+        assert!(hosts.can_assign());
         let (_, run) = hosts.assign().pop_first().unwrap();
         assert_eq!(tasks(&run), (2..3 + BEYOND_SLOTS).map(task).collect::<Vec<_>>());
         hosts.answered(&one, run.tasks.len());
