@@ -5,6 +5,7 @@
 
 pub mod config;
 mod failure;
+mod presign;
 mod probe;
 
 use std::{
@@ -22,7 +23,6 @@ use aws_sdk_s3::{
         BehaviorVersion, Credentials, Region, RequestChecksumCalculation, ResponseChecksumValidation,
         SharedCredentialsProvider, SharedHttpClient, retry::RetryConfig, timeout::TimeoutConfig,
     },
-    presigning::PresigningConfig,
     primitives::ByteStream,
 };
 use aws_smithy_http_client::tls;
@@ -30,6 +30,7 @@ use bytes::{Bytes, BytesMut};
 
 use self::failure::failure;
 pub(crate) use self::failure::seconds;
+use self::presign::{Keys, Presigner};
 pub use self::{
     config::{S3Config, Secret},
     probe::StoreFeatures,
@@ -70,8 +71,7 @@ pub struct PutOptions {
 #[derive(Clone, Debug)]
 pub struct Store {
     client: Client,
-    /// Never adds checksums: they would become signed headers that the URL's user does not know of.
-    presigner: Client,
+    presigner: Presigner,
     retry: RetryPolicy,
     retries: Arc<AtomicU64>,
 }
@@ -82,11 +82,13 @@ impl Store {
         let http = aws_smithy_http_client::Builder::new()
             .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring))
             .build_https();
+        let (credentials, fixed) = credentials(config, &http).await?;
+        let keys = fixed.map(|credentials| Keys { credentials, region: config.region.clone() });
         let mut sdk = aws_sdk_s3::Config::builder()
             .behavior_version(BehaviorVersion::latest())
             .http_client(http.clone())
             .region(Region::new(config.region.clone()))
-            .credentials_provider(credentials(config, &http).await?)
+            .credentials_provider(credentials)
             .force_path_style(config.path_style)
             .retry_config(RetryConfig::disabled())
             .timeout_config(
@@ -101,9 +103,9 @@ impl Store {
             .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
             .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
             .build();
-        let presigner = Client::from_conf(bare);
-        let client = if config.checksums_when_required { presigner.clone() } else { Client::from_conf(sdk.build()) };
-        Ok(Self { client, presigner, retry: config.retry, retries: Arc::default() })
+        let bare = Client::from_conf(bare);
+        let client = if config.checksums_when_required { bare.clone() } else { Client::from_conf(sdk.build()) };
+        Ok(Self { client, presigner: Presigner::new(bare, keys), retry: config.retry, retries: Arc::default() })
     }
 
     /// The SDK's own client with these settings, for verbs that the product does not use. It repeats nothing.
@@ -280,10 +282,7 @@ impl Store {
 
     /// A URL by which anyone can read this object, any range of it, for `ttl` (at most seven days). It is a key: never log it.
     pub async fn presign_get(&self, path: &ObjectPath, ttl: Duration) -> Result<String, StoreError> {
-        let request = self.presigner.get_object().bucket(path.bucket()).key(path.key());
-        let signed =
-            request.presigned(expiry(ttl, path)?).await.map_err(|error| failure(&error, "presign", path, false))?;
-        Ok(signed.uri().to_owned())
+        self.presigner.get(path, ttl).await
     }
 
     /// A URL by which anyone can write this object once within `ttl`, and nobody can overwrite it: `If-None-Match: *` is signed,
@@ -295,11 +294,7 @@ impl Store {
         ttl: Duration,
         content_type: Option<&str>,
     ) -> Result<String, StoreError> {
-        let request = self.presigner.put_object().bucket(path.bucket()).key(path.key()).if_none_match("*");
-        let request = request.set_content_type(content_type.map(str::to_owned));
-        let signed =
-            request.presigned(expiry(ttl, path)?).await.map_err(|error| failure(&error, "presign", path, true))?;
-        Ok(signed.uri().to_owned())
+        self.presigner.put(path, ttl, content_type).await
     }
 
     async fn repeat<T, F>(&self, operation: impl FnMut() -> F) -> Result<T, StoreError>
@@ -310,11 +305,16 @@ impl Store {
     }
 }
 
-async fn credentials(config: &S3Config, http: &SharedHttpClient) -> Result<SharedCredentialsProvider, StoreError> {
+/// And, where the configuration says them, the keys themselves.
+async fn credentials(
+    config: &S3Config,
+    http: &SharedHttpClient,
+) -> Result<(SharedCredentialsProvider, Option<Credentials>), StoreError> {
     let bad = |why: &dyn ToString| StoreError::new(Reason::BadInput, "configure", "s3", why.to_string());
     let Some(access_key) = &config.access_key else {
         let found = aws_config::defaults(BehaviorVersion::latest()).http_client(http.clone()).load().await;
-        return found.credentials_provider().ok_or_else(|| bad(&"no access_key, and none in the AWS environment"));
+        let provider = found.credentials_provider();
+        return provider.map(|p| (p, None)).ok_or_else(|| bad(&"no access_key, and none in the AWS environment"));
     };
     let secret = match (&config.secret_key, &config.secret_key_file) {
         (Some(secret), _) => secret.expose().to_owned(),
@@ -325,11 +325,8 @@ async fn credentials(config: &S3Config, http: &SharedHttpClient) -> Result<Share
         }
         (None, None) => return Err(bad(&"access_key without secret_key or secret_key_file")),
     };
-    Ok(SharedCredentialsProvider::new(Credentials::new(access_key, secret, None, None, "starling")))
-}
-
-fn expiry(ttl: Duration, path: &ObjectPath) -> Result<PresigningConfig, StoreError> {
-    PresigningConfig::expires_in(ttl).map_err(|error| StoreError::new(Reason::BadInput, "presign", path, error))
+    let keys = Credentials::new(access_key, secret, None, None, "starling");
+    Ok((SharedCredentialsProvider::new(keys.clone()), Some(keys)))
 }
 
 fn length(said: Option<i64>, doing: &'static str, path: &ObjectPath) -> Result<u64, StoreError> {

@@ -9,8 +9,9 @@ use super::sparse::{Halt, Sparse};
 use super::{mkv, mp4, ts};
 use crate::range::ByteRange;
 
-/// Bytes of the first request, from the object's start: enough to know the container, and often the whole index.
-pub const HEAD_BYTES: u64 = 64 << 10;
+/// Bytes of the first request, from the object's start: enough to know the container, and the whole index of an MP4 of two minutes. Asking again
+/// for the rest takes longer than reading a little too much.
+pub const HEAD_BYTES: u64 = 128 << 10;
 
 /// One film being probed.
 #[derive(Debug)]

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    io::{self, SeekFrom},
+    io::{self, Seek, SeekFrom},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -15,7 +15,7 @@ use s3s::{
     s3_error,
 };
 use storage::{hex::hex, object::ObjectPath};
-use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_util::io::ReaderStream;
 use uuid::Uuid;
 
@@ -273,7 +273,7 @@ impl S3 for Backend {
     async fn get_object(&self, req: S3Request<GetObjectInput>) -> S3Result<S3Response<GetObjectOutput>> {
         let input = req.input;
         self.find(&input.bucket, &input.key)?;
-        let (object, file) = self.disk.read(&input.bucket, &input.key).map_err(|error| match error.kind() {
+        let (object, mut file) = self.disk.read(&input.bucket, &input.key).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => s3_error!(NoSuchKey),
             _ => broken(error),
         })?;
@@ -286,9 +286,10 @@ impl S3 for Backend {
                 (span, Some(said))
             }
         };
+        // Waits for nothing, unlike reading.
+        file.seek(SeekFrom::Start(span.start)).map_err(broken)?;
         let mut file = tokio::fs::File::from_std(file);
         file.set_max_buf_size(READ_BYTES);
-        file.seek(SeekFrom::Start(span.start)).await.map_err(broken)?;
         let length = span.end - span.start;
         Ok(S3Response::new(GetObjectOutput {
             accept_ranges: Some("bytes".into()),

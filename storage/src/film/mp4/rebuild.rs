@@ -3,6 +3,8 @@
 //! No edit list is written: times start at the first decode time of the part, and presentation times are `shift` later
 //! than in the tables so that no composition offset is negative (readers disagree about those).
 
+use std::ops::Range;
+
 use super::boxes::Writer;
 use super::track::{Sample, Track};
 use crate::film::error::FilmError;
@@ -27,25 +29,26 @@ pub fn rebuild(ftyp: &[u8], mvhd: &[u8], slices: &[Slice], size: u64) -> Result<
         return Err(FilmError::Limit { what: "pieces of a part in the file", limit: RANGES_MAX as u64 });
     }
     let layout = Layout::new(&ranges);
-    let length = |data: u64| write(ftyp, mvhd, slices, &layout, data);
-    // Offsets are 64 bits wide, so that the head's length does not depend on them.
-    let data = length(0).len() as u64;
-    Ok((length(data), ranges))
-}
-
-fn write(ftyp: &[u8], mvhd: &[u8], slices: &[Slice], layout: &Layout, data: u64) -> Vec<u8> {
-    let mut w = Writer::default();
+    let (mut w, mut offsets) = (Writer::default(), Vec::new());
     w.raw(ftyp);
     w.boxed(b"moov", |w| {
         w.raw(mvhd);
         for slice in slices {
-            trak(w, slice, layout, data);
+            trak(w, slice, &layout, &mut offsets);
         }
     });
     w.u32(1);
     w.raw(b"mdat");
     w.u64(layout.length.saturating_add(16));
-    w.0
+    let mut head = w.0;
+    // Offsets count from the start of the file, and where the data begins is known only now.
+    let data = head.len() as u64;
+    for offset in offsets.into_iter().flat_map(|table: Range<usize>| table.step_by(8)) {
+        if let Some(place) = head.get_mut(offset..).and_then(<[u8]>::first_chunk_mut) {
+            *place = u64::from_be_bytes(*place).saturating_add(data).to_be_bytes();
+        }
+    }
+    Ok((head, ranges))
 }
 
 /// Where source bytes stand when the ranges are joined.
@@ -73,7 +76,8 @@ impl Layout {
     }
 }
 
-fn trak(w: &mut Writer, slice: &Slice, layout: &Layout, data: u64) {
+/// Where tables of offsets into the data stand is added to `offsets`.
+fn trak(w: &mut Writer, slice: &Slice, layout: &Layout, offsets: &mut Vec<Range<usize>>) {
     let track = slice.track;
     let duration: u64 = slice.samples.iter().map(|sample| u64::from(sample.duration)).sum();
     w.boxed(b"trak", |w| {
@@ -91,24 +95,24 @@ fn trak(w: &mut Writer, slice: &Slice, layout: &Layout, data: u64) {
                 w.raw(&track.media_info);
                 w.boxed(b"stbl", |w| {
                     w.raw(&track.stsd);
-                    tables(w, slice, layout, data);
+                    tables(w, slice, layout, offsets);
                 });
             });
         });
     });
 }
 
-fn tables(w: &mut Writer, slice: &Slice, layout: &Layout, data: u64) {
+fn tables(w: &mut Writer, slice: &Slice, layout: &Layout, offsets: &mut Vec<Range<usize>>) {
     let samples = slice.samples;
     let pair = |w: &mut Writer, &(count, value): &(u32, u32)| {
         w.u32(count);
         w.u32(value);
     };
     w.full(b"stts", 0, 0, |w| w.rows(&runs(deltas(samples)), pair));
-    let offsets = samples.iter().map(|s| s.pts.saturating_sub(s.dts).saturating_add(slice.shift));
-    let offsets = runs(offsets.map(|offset| u32::try_from(offset).unwrap_or(u32::MAX)));
-    if offsets.iter().any(|&(_, offset)| offset != 0) {
-        w.full(b"ctts", 0, 0, |w| w.rows(&offsets, pair));
+    let shown = samples.iter().map(|s| s.pts.saturating_sub(s.dts).saturating_add(slice.shift));
+    let shown = runs(shown.map(|after| u32::try_from(after).unwrap_or(u32::MAX)));
+    if shown.iter().any(|&(_, after)| after != 0) {
+        w.full(b"ctts", 0, 0, |w| w.rows(&shown, pair));
     }
     if samples.iter().any(|sample| !sample.key) {
         let keys: Vec<u32> = (1u32..).zip(samples).filter(|(_, sample)| sample.key).map(|(number, _)| number).collect();
@@ -128,7 +132,10 @@ fn tables(w: &mut Writer, slice: &Slice, layout: &Layout, data: u64) {
             w.u32(1);
         });
     });
-    w.full(b"co64", 0, 0, |w| w.rows(&chunks, |w, &(offset, _)| w.u64(data.saturating_add(layout.place(offset)))));
+    w.full(b"co64", 0, 0, |w| {
+        w.rows(&chunks, |w, &(offset, _)| w.u64(layout.place(offset)));
+        offsets.push(w.0.len() - 8 * chunks.len()..w.0.len());
+    });
 }
 
 /// Differences of decode times; the last sample keeps its own duration.
