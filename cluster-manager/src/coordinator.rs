@@ -300,7 +300,7 @@ impl Coordinator {
             }
         }
         self.journal.append(&entries)?;
-        for entry in &entries {
+        for entry in entries {
             if let Entry::Job(event) = entry
                 && let Some(record) = self.records.get_mut(event.id())
             {
@@ -317,7 +317,7 @@ impl Coordinator {
     fn journal_job(&mut self, event: JobEvent) -> Result<()> {
         let entry = Entry::Job(event);
         self.journal.append(std::slice::from_ref(&entry))?;
-        if let Entry::Job(event) = &entry
+        if let Entry::Job(event) = entry
             && let Some(record) = self.records.get_mut(event.id())
         {
             record.apply(event);
@@ -470,6 +470,19 @@ impl Coordinator {
 
     fn spawn(&self, name: &'static str, work: impl Future<Output = ()> + Send + 'static) {
         tokio::spawn(work.instrument(info_span!("work", name, domain = %self.me)));
+    }
+
+    /// On a thread of its own: what computes more than it waits, messages would wait for. It ends with the coordinator.
+    fn spawn_apart(&self, name: &'static str, work: impl Future<Output = ()> + Send + 'static) {
+        let (runtime, done) = (tokio::runtime::Handle::current(), self.done.0.clone());
+        let work = async move {
+            tokio::select! {
+                () = done.closed() => {}
+                () = work => {}
+            }
+        };
+        let work = work.instrument(info_span!("work", name, domain = %self.me));
+        tokio::task::spawn_blocking(move || runtime.block_on(work));
     }
 
     /// Replaces what readers see. Clients are answered from it, too: whoever is told of a job may ask for it over HTTP at once, and

@@ -129,7 +129,8 @@ impl FilmJob {
         self.target.join(relative).ok().filter(|_| !hidden)
     }
 
-    /// Reads the source's index by ranged GETs and claims the target meanwhile; when it fails it leaves nothing behind.
+    /// Reads the source's index by ranged GETs and claims the target meanwhile; when it fails it leaves nothing behind. Understanding
+    /// the index of a film of two hours takes most of a second of computing.
     pub async fn prepare(&self, store: &Store, chunk_seconds: f64) -> Result<Prepared, FilmFailure> {
         match join(self.plan(store, chunk_seconds), self.claim(store)).await {
             (Ok(prepared), claimed) => claimed.map(|()| prepared),
@@ -144,11 +145,12 @@ impl FilmJob {
         }
     }
 
+    fn chunk_seconds(&self, usual: f64) -> f64 {
+        self.job.options.chunk_seconds.map_or(usual, f64::from)
+    }
+
     async fn plan(&self, store: &Store, chunk_seconds: f64) -> Result<Prepared, FilmFailure> {
-        let options = PlanOptions {
-            chunk_seconds: self.job.options.chunk_seconds.map_or(chunk_seconds, f64::from),
-            ..Default::default()
-        };
+        let options = PlanOptions { chunk_seconds: self.chunk_seconds(chunk_seconds), ..Default::default() };
         let first = store.get_first(&self.source, HEAD_BYTES).await;
         let (ObjectMeta { size, etag, .. }, head) = first.map_err(|e| self.source_failure(&e))?;
         let (mut probe, etag) = (Probe::new(size, options), &etag);
@@ -156,13 +158,7 @@ impl FilmJob {
             probe.supply(range, head.to_vec());
         }
         loop {
-            // A film of two hours takes most of a second.
-            let stepping = tokio::task::spawn_blocking(move || (probe.step(), probe)).await;
-            let (step, stepped) = stepping.map_err(|e| {
-                FilmFailure::new("index-unreadable", format!("{}: {e}", self.job.source), "report it with the film")
-            })?;
-            probe = stepped;
-            match step.map_err(|e| FilmFailure::new(e.code(), format!("{}: {e}", self.job.source), e.hint()))? {
+            match probe.step().map_err(|e| FilmFailure::new(e.code(), format!("{}: {e}", self.job.source), e.hint()))? {
                 Step::Done(plan) => return Ok(Prepared { etag: etag.clone(), size, plan: *plan }),
                 Step::Need(ranges) => {
                     let gets = ranges.into_iter().map(|range| async move {
@@ -236,14 +232,23 @@ impl FilmJob {
 
     /// What is called out for bids.
     pub fn calls(&self, prepared: &Prepared) -> Vec<PartCall> {
-        // One decoding for all renditions.
-        let rate = 0.07 + self.job.renditions.iter().map(job::Rendition::core_seconds).sum::<f64>();
         let calls = prepared.plan.parts.iter().enumerate().map(|(n, part)| PartCall {
             part: n as u32,
             bytes: part.bytes(),
-            work_ms: (part.duration_seconds * 1000.0 * rate) as u64,
+            work_ms: self.work_ms(part.duration_seconds),
         });
         calls.collect()
+    }
+
+    /// What a part is likely to take, before the index tells.
+    pub fn part_work_ms(&self, chunk_seconds: f64) -> u64 {
+        self.work_ms(self.chunk_seconds(chunk_seconds))
+    }
+
+    fn work_ms(&self, seconds: f64) -> u64 {
+        // One decoding for all renditions.
+        let rate = 0.07 + self.job.renditions.iter().map(job::Rendition::core_seconds).sum::<f64>();
+        (seconds * 1000.0 * rate) as u64
     }
 
     pub fn audio_call(&self, prepared: &Prepared, pieces: &BTreeMap<u32, Output>) -> Option<PartCall> {

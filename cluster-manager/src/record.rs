@@ -136,8 +136,8 @@ impl Record {
         })
     }
 
-    pub fn apply(&mut self, event: &JobEvent) {
-        match event.clone() {
+    pub fn apply(&mut self, event: JobEvent) {
+        match event {
             JobEvent::Accepted { .. } | JobEvent::Archived { .. } => {}
             JobEvent::Prepared { at, prepared, .. } => self.prepared = Some((at, Arc::from(prepared))),
             JobEvent::Loaded { part, piece, .. } => {
@@ -178,6 +178,13 @@ impl Record {
     /// Failed or cancelled.
     pub fn is_without_result(&self) -> bool {
         matches!(self.ended, Some((_, true, _) | (_, _, Some(_))))
+    }
+
+    /// What its negotiation goes by: kind, deadline and budget.
+    pub fn terms(&self) -> (String, Option<Millis>, Option<f64>) {
+        let job = &self.film.job;
+        let deadline = job.options.deadline_ms.map(|ms| self.submitted.plus(ms));
+        (job.kind.name().to_owned(), deadline, job.options.budget)
     }
 
     /// Every part that the film needs, the sound included.

@@ -34,12 +34,12 @@ pub struct Job {
     pub end: Option<End>,
 }
 
-/// When what happened first (or last); the timeline. The negotiation is that of the first round of bids: later rounds place what
-/// came free again, or was not there yet.
+/// When what happened first (or last); the timeline. The negotiation is that of the first round of bids that placed anything: later rounds
+/// place what came free again, or was not there yet.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
 pub struct Times {
     pub submitted: Millis,
-    /// Rounds so far.
+    /// Rounds so far, from the first on that placed anything.
     pub calls: u32,
     pub first_call: Option<Millis>,
     pub last_bid: Option<Millis>,
@@ -203,10 +203,13 @@ impl Book {
                     }
                 }
             }
-            Event::Called { at, job, .. } => self.time(job, |t| {
-                t.first_call = t.first_call.or(Some(*at));
-                t.calls += 1;
-            }),
+            Event::Called { at, job, .. } => {
+                let placed = self.jobs.get(job).is_some_and(|job| job.parts.values().any(|part| part.attempt > 0));
+                self.time(job, |t| {
+                    t.first_call = t.first_call.or(Some(*at));
+                    t.calls = if placed { t.calls + 1 } else { 1 };
+                });
+            }
             Event::Offered { at, job, domain, offer } => {
                 if let Some(job) = self.jobs.get_mut(job) {
                     if matches!(offer, Offer::Bid(_)) && job.times.calls <= 1 {

@@ -39,6 +39,8 @@ pub(crate) struct Broker {
     rounds: BTreeMap<JobId, Round>,
     round_count: u64,
     next_call: BTreeMap<JobId, NextCall>,
+    /// Jobs whose parts are not known yet, with the work of a likely one. To be said again after a restart.
+    expected: BTreeMap<JobId, u64>,
     watch: BTreeMap<LeaseId, Watch>,
     progress: BTreeMap<(JobId, u32), PartProgress>,
     /// Calls in a row that a domain has not answered, or with an error.
@@ -57,13 +59,36 @@ impl Broker {
         deadline: Option<Millis>,
         budget: Option<f64>,
     ) {
-        if cx.book.jobs.contains_key(&job) {
-            return; // said twice
+        match cx.book.jobs.get(&job) {
+            None => {
+                let terms = own_terms(cx, &job, kind, deadline, budget);
+                self.take_on(cx, job, terms, parts);
+            }
+            Some(expected) if expected.parts.is_empty() => self.add_parts(cx, &job, parts),
+            Some(_) => {} // said twice
         }
-        let (home, name, path) = (cx.me(), job.clone(), vec![cx.me()]);
-        let depth_left = cx.config.agreements.max_depth;
-        let terms = Terms { home, name, parent: None, kind, deadline, budget, path, depth_left, orders: Vec::new() };
-        self.take_on(cx, job, terms, parts);
+    }
+
+    /// Calls for bids before there are parts: finding out what they are takes as long as the call.
+    pub fn expect(
+        &mut self,
+        cx: &mut Cx,
+        job: JobId,
+        kind: String,
+        part_work_ms: u64,
+        deadline: Option<Millis>,
+        budget: Option<f64>,
+    ) {
+        let known = cx.book.jobs.get(&job);
+        if known.is_some_and(|known| !known.is_open() || !known.parts.is_empty()) {
+            return;
+        }
+        self.expected.insert(job.clone(), part_work_ms);
+        if known.is_some() {
+            return self.call_soon(cx.now, &job);
+        }
+        let terms = own_terms(cx, &job, kind, deadline, budget);
+        self.take_on(cx, job, terms, Vec::new());
     }
 
     fn take_on(&mut self, cx: &mut Cx, job: JobId, terms: Terms, parts: Vec<PartCall>) {
@@ -72,6 +97,7 @@ impl Broker {
     }
 
     pub fn add_parts(&mut self, cx: &mut Cx, job: &JobId, parts: Vec<PartCall>) {
+        self.expected.remove(job);
         let Some(record) = cx.book.jobs.get(job).filter(|j| j.is_open()) else { return };
         let parts: Vec<_> = parts.into_iter().filter(|p| !record.parts.contains_key(&p.part)).collect();
         if !parts.is_empty() {
@@ -104,6 +130,7 @@ impl Broker {
         }
         cx.record(Event::Closed { at: cx.now, job: job.clone(), end });
         self.next_call.remove(job);
+        self.expected.remove(job);
         self.progress.retain(|(j, _), _| j != job);
         self.late.retain(|(j, _, _), _| j != job);
         self.drop_round(cx, job);
@@ -375,6 +402,11 @@ pub(crate) fn stale(reason: &str) -> Body {
 
 fn is_live(book: &Book, lease: &LeaseId, part: u32, attempt: u32) -> bool {
     book.live_parts(lease).any(|(r, _)| r.part == part && r.attempt == attempt)
+}
+
+fn own_terms(cx: &Cx, job: &JobId, kind: String, deadline: Option<Millis>, budget: Option<f64>) -> Terms {
+    let (home, path, depth_left) = (cx.me(), vec![cx.me()], cx.config.agreements.max_depth);
+    Terms { home, name: job.clone(), parent: None, kind, deadline, budget, path, depth_left, orders: Vec::new() }
 }
 
 fn frame(book: &Book, job: &JobId) -> Option<Frame> {

@@ -50,7 +50,16 @@ pub enum Input {
     Restarted,
     /// The deadline has come.
     Tick,
-    /// From a client, or from the driver about a job that is at home here.
+    /// A job that is at home here, before its parts are known: bids are called for meanwhile. `part_work_ms`: what a part of it is likely
+    /// to take.
+    Expect {
+        job: JobId,
+        kind: String,
+        part_work_ms: u64,
+        deadline: Option<Millis>,
+        budget: Option<f64>,
+    },
+    /// A job that is at home here, expected or not, and all its parts.
     Submit {
         job: JobId,
         kind: String,
@@ -280,6 +289,9 @@ impl Domain {
                 self.contractor.restarted(&mut cx);
             }
             Input::Tick | Input::Request(..) => {}
+            Input::Expect { job, kind, part_work_ms, deadline, budget } => {
+                self.broker.expect(&mut cx, job, kind, part_work_ms, deadline, budget);
+            }
             Input::Submit { job, kind, parts, deadline, budget } => {
                 self.broker.submit(&mut cx, job, kind, parts, deadline, budget);
             }

@@ -6,9 +6,12 @@
 
 #![allow(clippy::useless_conversion)] // in what the derive writes for `log`
 
+mod award;
+
 use serde::{Deserialize, Serialize};
 use xso::{AsXml, FromXml};
 
+use self::award::PartLines;
 use crate::id::{BidId, DomainId, JobId, LeaseId, MessageId, Millis};
 
 pub const NS: &str = "urn:starling:federation:1";
@@ -107,7 +110,8 @@ pub struct Cfp {
     #[xml(attribute(name = "depth-left"))]
     pub depth_left: u32,
     /// How many parts are called out, and the bytes to fetch and the work (in ms of one reference core) of all of them. Not each by
-    /// itself: the call goes to everybody, and what it holds costs every server on the way once for each of them.
+    /// itself: the call goes to everybody, and what it holds costs every server on the way once for each of them. Of a job whose index is
+    /// still being read: the most that could be, no bytes, and what that would be to do.
     #[xml(attribute)]
     pub parts: u32,
     #[xml(attribute)]
@@ -141,6 +145,10 @@ pub struct Bid {
     /// Price of one part.
     #[xml(attribute)]
     pub price: f64,
+    /// Estimated ms from commit until a slot is free for the first part: the median.
+    #[xml(attribute(default, name = "start-p50-ms"))]
+    #[serde(default)]
+    pub start_p50_ms: u64,
     /// Estimated ms from commit until `parts_max` parts are done: the median and the 90th percentile.
     #[xml(attribute(name = "finish-p50-ms"))]
     pub finish_p50_ms: u64,
@@ -186,65 +194,22 @@ pub struct Award {
     /// are loaded, not a term. The broker leaves it empty; the driver of the home fills it in when it sends.
     #[xml(attribute(default))]
     pub common: Option<u64>,
-    #[xml(child(n = ..))]
+    /// As text, a part a line: number, attempt, bytes, work in ms and address. An element for each is more work for every server on the
+    /// way than all the rest of the stanza.
+    #[xml(text(codec = PartLines))]
     pub parts: Vec<PartAward>,
 }
 
-/// What addresses may share; more would let a small stanza grow large here.
-const SHARED_MAX: usize = 2_048;
-
-impl Award {
-    /// Says only once what presigned addresses have in common, which is most of them: a stanza would not hold some hundreds
-    /// of them in full. Whoever reads the stanza gets them in full.
-    pub fn pack(&mut self) {
-        let split =
-            |part: &PartAward| part.url.split_once('?').map(|(path, query)| (path.to_owned(), query.to_owned()));
-        let Some(urls) = self.parts.iter().map(split).collect::<Option<Vec<_>>>() else { return };
-        let Some((first, rest)) = urls.split_first().filter(|(_, rest)| !rest.is_empty()) else { return };
-        let path = rest.iter().fold(first.0.as_str(), |shared, (path, _)| common(shared, path));
-        let query = rest.iter().fold(first.1.as_str(), |shared, (_, query)| common(shared, query));
-        if path.len() + query.len() < SHARED_MAX {
-            self.urls = Some(format!("{path}?{query}"));
-            for (part, (own_path, own_query)) in self.parts.iter_mut().zip(&urls) {
-                part.url = format!("{}?{}", &own_path[path.len()..], &own_query[query.len()..]);
-            }
-        }
-    }
-
-    fn unpack(&mut self) -> Result<(), xso::error::Error> {
-        let Some(urls) = self.urls.take() else { return Ok(()) };
-        let bad = xso::error::Error::Other("addresses that make no sense");
-        let Some((path, query)) = urls.split_once('?').filter(|_| urls.len() <= SHARED_MAX) else { return Err(bad) };
-        for part in &mut self.parts {
-            let Some((own_path, own_query)) = part.url.split_once('?') else { return Err(bad) };
-            part.url = format!("{path}{own_path}?{query}{own_query}");
-        }
-        Ok(())
-    }
-}
-
-/// What both begin with.
-fn common<'a>(a: &'a str, b: &str) -> &'a str {
-    let same = a.chars().zip(b.chars()).take_while(|(a, b)| a == b).map(|(c, _)| c.len_utf8()).sum();
-    &a[..same]
-}
-
 /// One part as it is awarded.
-#[derive(FromXml, AsXml, Serialize, Deserialize, Clone, Debug, PartialEq)]
-#[xml(namespace = NS, name = "part")]
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
 pub struct PartAward {
-    #[xml(attribute(name = "n"))]
     pub part: u32,
     /// Counts awards of this part; a result of an older attempt is stale.
-    #[xml(attribute)]
     pub attempt: u32,
-    #[xml(attribute)]
     pub bytes: u64,
-    #[xml(attribute(name = "work-ms"))]
     pub work_ms: u64,
     /// Presigned GET of the part's order (`storage::film::part::PartSpec`). The broker leaves it empty; the
     /// driver fills it in when it sends.
-    #[xml(attribute(default))]
     pub url: String,
 }
 

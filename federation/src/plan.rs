@@ -41,7 +41,7 @@ pub fn assign(
         purse -= bid.price;
     }
     let mut order: Vec<_> = share.into_iter().collect();
-    order.sort_by_key(|(domain, _)| (bids.get(*domain).map(wave_ms), *domain));
+    order.sort_by_key(|(domain, _)| (bids.get(*domain).map(|bid| finish_ms(bid, 1)), *domain));
     let mut rest = fresh.iter().map(|(n, _)| *n);
     for (domain, share) in order {
         given.entry(domain.clone()).or_default().extend(rest.by_ref().take(share));
@@ -63,17 +63,18 @@ fn best<'a>(
     let key = |domain: &DomainId, bid: &Bid| {
         let next = u64::from(has(domain)) + 1;
         let slots = u64::from(bid.slots.max(1));
-        let finish = next.div_ceil(slots).saturating_mul(wave_ms(bid));
-        (finish, next.saturating_mul(1000) / slots)
+        (finish_ms(bid, next.div_ceil(slots)), next.saturating_mul(1000) / slots)
     };
     bids.iter()
         .filter(|(domain, bid)| may(domain) && has(domain) < bid.parts_max && bid.price <= purse)
         .min_by(|(da, a), (db, b)| key(da, a).cmp(&key(db, b)).then(a.price.total_cmp(&b.price)).then(da.cmp(db)))
 }
 
-/// Time of one part in one slot, as the bid has it.
-fn wave_ms(bid: &Bid) -> u64 {
-    (bid.finish_p50_ms / u64::from(bid.parts_max.div_ceil(bid.slots.max(1)).max(1))).max(1)
+/// When so many waves of parts would be done, as the bid has it: all its waves take the same time.
+fn finish_ms(bid: &Bid, waves: u64) -> u64 {
+    let all = u64::from(bid.parts_max.div_ceil(bid.slots.max(1)).max(1));
+    let wave_ms = (bid.finish_p50_ms.saturating_sub(bid.start_p50_ms) / all).max(1);
+    bid.start_p50_ms.saturating_add(waves.saturating_mul(wave_ms))
 }
 
 #[cfg(test)]
@@ -85,7 +86,7 @@ mod tests {
 
     fn bid(parts_max: u32, slots: u32, price: f64, finish: u64) -> Bid {
         let (bid, hold_until) = ("b".into(), Millis(0));
-        Bid { bid, parts_max, slots, price, finish_p50_ms: finish, finish_p90_ms: finish, hold_until }
+        Bid { bid, parts_max, slots, price, start_p50_ms: 0, finish_p50_ms: finish, finish_p90_ms: finish, hold_until }
     }
 
     fn parts(n: u32) -> Vec<Part> {
@@ -122,6 +123,16 @@ mod tests {
         let bids = [("a", bid(2, 1, 1.0, 8000)), ("b", bid(9, 1, 1.0, 9000))];
         let got = run(&parts(12), &bids, None);
         assert_eq!(got, [("a".to_owned(), vec![9, 10]), ("b".to_owned(), (0..9).collect())]);
+    }
+
+    #[test]
+    fn few_parts_go_to_who_can_begin_though_another_is_faster_once_it_has_begun() {
+        // 1 s a wave after 8 s of other work, against 4 s a wave at once.
+        let busy = Bid { start_p50_ms: 8_000, ..bid(8, 1, 1.0, 16_000) };
+        let bids = [("busy", busy), ("idle", bid(8, 1, 1.0, 32_000))];
+        assert_eq!(run(&parts(2), &bids, None), [("idle".to_owned(), vec![0, 1])]);
+        let got = run(&parts(6), &bids, None);
+        assert_eq!(got, [("busy".to_owned(), vec![3, 4, 5]), ("idle".to_owned(), vec![0, 1, 2])]);
     }
 
     #[test]

@@ -128,7 +128,7 @@ impl Coordinator {
         self.records.insert(id.clone(), record);
         self.journal_job(event)?;
         self.owners.insert(id.clone(), from.clone());
-        self.prepare(&id).await;
+        self.prepare(&id).await?;
         Ok(self.show().job(&id.0).ok_or_else(|| no_such_job(&id.0)))
     }
 

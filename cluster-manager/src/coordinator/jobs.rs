@@ -1,7 +1,6 @@
 //! The life of the jobs that are at home here, outside their negotiation: prepare, check, publish, tell, archive.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -9,11 +8,12 @@ use federation::domain::{Input, Output};
 use federation::id::JobId;
 use federation::message;
 use federation::xmpp::{BareJid, FullJid, IqFailure, Jid, payload};
+use futures::future::join;
 use storage::s3::{S3Config, Secret, Store};
 use tracing::{info, warn};
 use xmpp_parsers::minidom::Element;
 
-use super::orders::{Addresses, OrderWriter};
+use super::orders::{ADDRESSES_AHEAD, OrderWriter};
 use super::tasks::HAND_OUT;
 use super::{Coordinator, Done, now};
 use crate::archive::Ended;
@@ -39,8 +39,8 @@ impl Coordinator {
     }
 
     /// Reads the index in the background.
-    pub(super) async fn prepare(&mut self, id: &JobId) {
-        let Some(record) = self.records.get(id) else { return };
+    pub(super) async fn prepare(&mut self, id: &JobId) -> Result<()> {
+        let Some(record) = self.records.get(id) else { return Ok(()) };
         let (film, sealed) = (record.film.clone(), record.sealed.clone());
         if let Some(sealed) = sealed.filter(|_| !self.stores.contains_key(id))
             && let Err(error) = self.open_own_store(id, &sealed).await
@@ -49,9 +49,14 @@ impl Coordinator {
         }
         let store = self.store_of(id).cloned();
         let (job, done, chunk_seconds) = (id.clone(), self.done.0.clone(), self.config.job.chunk_seconds);
-        self.spawn("prepare", async move {
+        let addresses = self.addresses(id);
+        self.spawn_apart("prepare", async move {
             let result = match store {
-                Some(store) => film.prepare(&store, chunk_seconds).await.map(Box::new),
+                // Both are wanted with the bids; signing uses the time until the store answers.
+                Some(store) => {
+                    let signing = addresses.sign(&film, &store, 0..ADDRESSES_AHEAD);
+                    join(film.prepare(&store, chunk_seconds), signing).await.0.map(Box::new)
+                }
                 None => Err(FilmFailure {
                     code: "keys-unusable".into(),
                     message: "the keys of this job cannot be used".into(),
@@ -60,6 +65,10 @@ impl Coordinator {
             };
             let _ = done.send(Done::Prepared { job, result }).await; // fails only when we are leaving
         });
+        let Some(record) = self.records.get(id) else { return Ok(()) };
+        let (kind, deadline, budget) = record.terms();
+        let part_work_ms = record.film.part_work_ms(chunk_seconds);
+        self.step(Input::Expect { job: id.clone(), kind, part_work_ms, deadline, budget })
     }
 
     async fn open_own_store(&mut self, id: &JobId, sealed: &str) -> Result<()> {
@@ -93,6 +102,7 @@ impl Coordinator {
             Err(failure) => {
                 warn!(job = %id, code = failure.code, "cannot be prepared");
                 self.journal_job(record::failed(&id, now(), &failure))?;
+                self.step(Input::FailJob { job: id.clone(), code: failure.code, message: failure.message })?;
                 self.tell_owner(&id);
                 Ok(())
             }
@@ -102,18 +112,13 @@ impl Coordinator {
     fn submit_parts(&mut self, id: JobId) -> Result<()> {
         let Some(record) = self.records.get(&id) else { return Ok(()) };
         let Some((_, prepared)) = &record.prepared else { return Ok(()) };
-        let job = &record.film.job;
-        let input = Input::Submit {
-            job: id.clone(),
-            kind: job.kind.name().to_owned(),
-            parts: record.film.calls(prepared),
-            deadline: job.options.deadline_ms.map(|ms| record.submitted.plus(ms)),
-            budget: job.options.budget,
-        };
-        let addresses = Addresses::unsigned(prepared.plan.parts.len());
-        self.addresses.insert(id.clone(), Arc::new(addresses));
-        self.step(input)?;
-        self.address_early(&id);
+        let (kind, deadline, budget) = record.terms();
+        let (film, parts, count) = (record.film.clone(), record.film.calls(prepared), prepared.plan.parts.len() as u32);
+        self.step(Input::Submit { job: id.clone(), kind, parts, deadline, budget })?;
+        if let Some(store) = self.store_of(&id).cloned().filter(|_| count > ADDRESSES_AHEAD) {
+            let addresses = self.addresses(&id);
+            self.spawn_apart("sign", async move { addresses.sign(&film, &store, ADDRESSES_AHEAD..count).await });
+        }
         Ok(())
     }
 
@@ -131,10 +136,10 @@ impl Coordinator {
             info!(job = %id, "taken up again");
             let Some(record) = self.records.get(&id) else { continue };
             if record.prepared.is_none() {
-                self.prepare(&id).await;
+                self.prepare(&id).await?;
                 continue;
             }
-            if !self.domain.book().jobs.contains_key(&id) {
+            if self.domain.book().jobs.get(&id).is_none_or(|job| job.parts.is_empty()) {
                 self.submit_parts(id.clone())?;
             }
             self.call_for_sound(&id)?;

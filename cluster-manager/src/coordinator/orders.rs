@@ -1,6 +1,7 @@
 //! Orders of the jobs at home: where they are, and who writes them when.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +24,10 @@ use crate::hosts::TaskId;
 
 /// Orders of one lease that are written to the store at the same time.
 const ORDERS_AT_ONCE: usize = 16;
+/// Addresses of a job signed before they are needed, at most; and so many of them before it is known how many parts there are: they
+/// tell nothing of a part but its number.
+const ADDRESSES_MAX: u32 = 1_000;
+pub(super) const ADDRESSES_AHEAD: u32 = 48;
 /// An address signed in advance is used that long; it must not expire before one that is signed when it is needed.
 const ADDRESS_FRESH: Duration = Duration::from_secs(60);
 
@@ -39,24 +44,38 @@ pub(super) struct OrderWriter {
 /// Where the orders of the first attempts will be, signed by whoever comes first: before they are needed, or then.
 pub(super) struct Addresses {
     since: Instant,
+    ttl: Duration,
     urls: Vec<OnceCell<String>>,
 }
 
 impl Addresses {
-    pub(super) fn unsigned(parts: usize) -> Self {
-        Self { since: Instant::now(), urls: (0..parts).map(|_| OnceCell::new()).collect() }
+    fn unsigned(ttl: Duration) -> Self {
+        Self { since: Instant::now(), ttl, urls: (0..ADDRESSES_MAX).map(|_| OnceCell::new()).collect() }
+    }
+
+    /// `None`: not one of these, or signed too long ago.
+    async fn get(&self, film: &FilmJob, store: &Store, part: u32) -> Option<Result<String, StoreError>> {
+        let url = self.urls.get(part as usize).filter(|_| self.since.elapsed() < ADDRESS_FRESH)?;
+        Some(url.get_or_try_init(|| film.order_url(store, part, 1, self.ttl)).await.cloned())
+    }
+
+    pub(super) async fn sign(&self, film: &FilmJob, store: &Store, parts: Range<u32>) {
+        for part in parts {
+            // One that cannot be signed is tried again, and heard of, when it is needed.
+            let _ = self.get(film, store, part).await;
+        }
     }
 }
 
 impl OrderWriter {
     /// Where the order will be, or is.
     async fn address(&self, part: u32, attempt: u32) -> Result<String, StoreError> {
-        let sign = || self.film.order_url(&self.store, part, attempt, self.ttl);
-        let early = self.early.as_ref().filter(|early| attempt == 1 && early.since.elapsed() < ADDRESS_FRESH);
-        match early.and_then(|early| early.urls.get(part as usize)) {
-            Some(url) => url.get_or_try_init(sign).await.cloned(),
-            None => sign().await,
+        if let Some(early) = self.early.as_ref().filter(|_| attempt == 1)
+            && let Some(url) = early.get(&self.film, &self.store, part).await
+        {
+            return url;
         }
+        self.film.order_url(&self.store, part, attempt, self.ttl).await
     }
 
     async fn write(&self, part: u32, attempt: u32) -> Result<(), StoreError> {
@@ -100,18 +119,10 @@ pub(super) async fn address_orders(award: &mut Award, writer: Option<&OrderWrite
 }
 
 impl Coordinator {
-    /// Signs the addresses of the first attempts while the bids are awaited.
-    pub(super) fn address_early(&self, id: &JobId) {
-        let Some(writer) = self.writer(&self.me, id) else { return };
-        let runtime = tokio::runtime::Handle::current();
-        let signing = async move {
-            for part in 0..writer.prepared.plan.parts.len() as u32 {
-                // One that cannot be signed is tried again, and heard of, when it is needed.
-                let _ = writer.address(part, 1).await;
-            }
-        };
-        // On a thread of its own: signing waits for nothing, so that messages would wait for it.
-        tokio::task::spawn_blocking(move || runtime.block_on(signing));
+    /// The addresses of a job's orders that were signed before they were needed; none at first.
+    pub(super) fn addresses(&mut self, id: &JobId) -> Arc<Addresses> {
+        let ttl = self.url_ttl();
+        self.addresses.entry(id.clone()).or_insert_with(|| Arc::new(Addresses::unsigned(ttl))).clone()
     }
 
     /// Of parts that others are at: this may have been killed before they were written.

@@ -27,7 +27,7 @@ pub(super) fn take_up(journal: &mut Journal, domain: &mut Domain) -> Result<BTre
                 archived.insert(id);
             }
             Entry::Job(event) => match records.get_mut(event.id()) {
-                Some(record) => record.apply(&event),
+                Some(record) => record.apply(event),
                 None => match Record::accepted(&event) {
                     Some(record) => drop(records.insert(event.id().clone(), record)),
                     None => warn!(job = %event.id(), "a journaled job is not understood; it is left out"),

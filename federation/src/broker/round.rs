@@ -14,6 +14,9 @@ use crate::plan;
 /// Parts called out in one round at most; the rest follows when these have their place.
 const CALL_MAX: usize = 1_000;
 
+/// Until then bids for parts that are not known yet are held: they are for all that a domain has.
+const AHEAD_HOLD_MS: u64 = 5_000;
+
 /// Calls in a row without a change after which a part goes even to who has blamed the source for it.
 const NEED_CALLS: u32 = 3;
 
@@ -24,6 +27,8 @@ pub(super) struct Round {
     waiting: BTreeSet<DomainId>,
     bids: BTreeMap<DomainId, Held>,
     pub planned: bool,
+    /// Called before the parts were known.
+    ahead: bool,
     /// Refusals because the budget is too small, and for any other reason.
     dear: u32,
     unable: u32,
@@ -59,11 +64,13 @@ impl Broker {
     }
 
     fn call(&mut self, cx: &mut Cx, job: &JobId) {
+        let ahead = self.expected.get(job).map(|work_ms| (CALL_MAX as u32, 0, work_ms.saturating_mul(CALL_MAX as u64)));
         let open = cx.book.jobs.get(job).filter(|j| j.is_open());
         let open = open.into_iter().flat_map(|record| record.open_parts().take(CALL_MAX));
-        let (parts, bytes, work_ms) = open.fold((0, 0u64, 0u64), |(n, bytes, work_ms), (_, part)| {
+        let known = open.fold((0, 0u64, 0u64), |(n, bytes, work_ms), (_, part)| {
             (n + 1, bytes.saturating_add(part.call.bytes), work_ms.saturating_add(part.call.work_ms))
         });
+        let (parts, bytes, work_ms) = ahead.unwrap_or(known);
         if parts == 0 {
             self.next_call.remove(job);
             return;
@@ -77,7 +84,7 @@ impl Broker {
             deadline: record.terms.deadline,
             budget_left: record.terms.budget.map(|b| (b - cx.book.spend(record)).max(0.0)),
             bid_by: close_at,
-            hold_ms: timers.hold_ms,
+            hold_ms: if ahead.is_some() { timers.hold_ms.min(AHEAD_HOLD_MS) } else { timers.hold_ms },
             depth_left: record.terms.depth_left,
             parts,
             bytes,
@@ -92,6 +99,7 @@ impl Broker {
             waiting,
             bids: BTreeMap::new(),
             planned: false,
+            ahead: ahead.is_some(),
             dear: 0,
             unable: 0,
         };
@@ -188,7 +196,7 @@ impl Broker {
     /// Awards open parts to bids that are left, and ends the round when nothing more can come of it.
     fn place(&mut self, cx: &mut Cx, job: &JobId) {
         let Some(mut round) = self.rounds.remove(job) else { return };
-        if !round.planned {
+        if !round.planned || self.expected.contains_key(job) {
             self.rounds.insert(job.clone(), round);
             return;
         }
@@ -208,6 +216,7 @@ impl Broker {
                 self.award(cx, job, &domain, held.bid, &parts);
             }
         }
+        let in_vain = round.ahead && bids.is_empty();
         let Some(record) = cx.book.jobs.get(job) else { return };
         let pending = cx.book.leases.values().any(|l| l.job == *job && l.stage == Stage::Awarded);
         if pending && !round.bids.is_empty() {
@@ -225,6 +234,10 @@ impl Broker {
         }
         if is_open && !sold {
             let next = self.next_call.entry(job.clone()).or_insert(NextCall { at: cx.now, empty: 0 });
+            if in_vain {
+                next.at = cx.now; // reading the index took longer than the holds, or nobody had room then
+                return;
+            }
             next.at = cx.now.plus(cx.config.timers.recall_ms << next.empty.min(3));
             next.empty = next.empty.saturating_add(1);
         } else if !pending {

@@ -87,12 +87,12 @@ impl Contractor {
         let slots = self.slots.min(parts_max).max(1);
         let mean_ms = cfp.work_ms as f64 / f64::from(cfp.parts.max(1));
         let before = self.claimed(cx.book, None) / self.slots.max(1);
-        let waves = u64::from(parts_max.div_ceil(slots)) + u64::from(before);
+        let waves = parts_max.div_ceil(slots).saturating_add(before);
         let wave_ms = (mean_ms * self.pace.unwrap_or(1.0)).max(1.0);
-        let finish_p50_ms = (wave_ms * waves as f64) as u64;
-        let finish_p90_ms = (wave_ms * waves as f64 * 1.5) as u64;
-        let first = (wave_ms * (before + 1) as f64) as u64;
-        if cfp.deadline.is_some_and(|d| cx.now.plus(first) > d) {
+        let after = |waves: f64| (wave_ms * waves) as u64;
+        let start_p50_ms = after(f64::from(before));
+        let (finish_p50_ms, finish_p90_ms) = (after(f64::from(waves)), after(f64::from(waves) * 1.5));
+        if cfp.deadline.is_some_and(|d| cx.now.plus(after(f64::from(before) + 1.0)) > d) {
             return Err(("deadline", None));
         }
         let until = cx.now.plus(cfp.hold_ms.min(cx.config.timers.hold_ms));
@@ -109,7 +109,7 @@ impl Contractor {
             until,
         };
         self.holds.insert(bid.clone(), hold);
-        Ok(Bid { bid, parts_max, slots, price, finish_p50_ms, finish_p90_ms, hold_until: until })
+        Ok(Bid { bid, parts_max, slots, price, start_p50_ms, finish_p50_ms, finish_p90_ms, hold_until: until })
     }
 
     fn accept(&mut self, cx: &mut Cx, from: &DomainId, award: &Award) -> Result<String, &'static str> {

@@ -56,6 +56,7 @@ fn samples() -> Vec<Body> {
             parts_max: 4,
             slots: 2,
             price: 1.25,
+            start_p50_ms: 0,
             finish_p50_ms: 10,
             finish_p90_ms: 20,
             hold_until: at,

@@ -110,6 +110,8 @@ pub struct World {
     /// Ends a job when all its parts are there.
     pub publish: bool,
     pub task_ms: (u64, u64),
+    /// Jobs whose parts become known some time after they were expected: home, job and number of parts.
+    expected: Vec<(DomainId, JobId, u32)>,
     pub said: Vec<(Millis, DomainId, Output)>,
 }
 
@@ -119,6 +121,11 @@ pub fn d(name: &str) -> DomainId {
 
 pub fn j(name: &str) -> JobId {
     JobId::from(name)
+}
+
+fn submission(job: &JobId, parts: u32) -> Input {
+    let (job, kind) = (job.clone(), "transcode".to_owned());
+    Input::Submit { job, kind, parts: calls(parts), deadline: None, budget: None }
 }
 
 pub fn calls(parts: u32) -> Vec<PartCall> {
@@ -143,6 +150,7 @@ impl World {
             sent: Vec::new(),
             publish: true,
             task_ms: (1_000, 3_000),
+            expected: Vec::new(),
             said: Vec::new(),
         };
         for name in &names {
@@ -166,9 +174,26 @@ impl World {
     }
 
     pub fn submit(&mut self, home: &str, job: &str, parts: u32) {
+        self.input(&d(home), submission(&j(job), parts));
+    }
+
+    pub fn expect(&mut self, home: &str, job: &str) {
         let (job, kind) = (j(job), "transcode".to_owned());
-        let input = Input::Submit { job, kind, parts: calls(parts), deadline: None, budget: None };
-        self.input(&d(home), input);
+        self.input(&d(home), Input::Expect { job, kind, part_work_ms: 2_000, deadline: None, budget: None });
+    }
+
+    /// Expected now, and submitted within `ms`; said again by a driver that starts again.
+    pub fn expect_and_submit(&mut self, home: &str, job: &str, parts: u32, ms: u64) {
+        self.expected.push((d(home), j(job), parts));
+        self.prepare(&d(home), ms);
+    }
+
+    fn prepare(&mut self, home: &DomainId, ms: u64) {
+        for (_, job, parts) in self.expected.clone().into_iter().filter(|(of, _, _)| of == home) {
+            self.expect(&home.0, &job.0);
+            let wait = self.rng.below(ms + 1);
+            self.later(wait, home, Packet::Input(Box::new(submission(&job, parts))));
+        }
     }
 
     pub fn node(&mut self, name: &str) -> &mut Node {
@@ -324,6 +349,7 @@ impl World {
             self.input(name, task_input(&key, ended.unwrap_or_else(|| status("running", Vec::new()))));
         }
         self.advertise();
+        self.prepare(name, 1_000);
     }
 
     pub fn input(&mut self, to: &DomainId, input: Input) {

@@ -43,6 +43,49 @@ fn a_call_sums_its_parts_up_and_the_bid_says_when_they_would_be_done() {
 }
 
 #[test]
+fn bids_are_there_before_the_parts_are_known_and_no_second_call_is_needed() {
+    let mut world = world();
+    world.expect("a", "film");
+    world.run_for(500);
+    let held = |world: &World, who: &str| world.nodes[&d(who)].domain.held();
+    assert!(held(&world, "b") > 0 && world.sent.iter().all(|s| s.2 == "cfp"));
+    let known = world.now;
+    world.submit("a", "film", 12);
+    ends_well(&mut world);
+    assert_eq!(world.nodes.values().map(|n| n.ran.len()).collect::<Vec<_>>(), [4, 4, 4]);
+    assert_eq!(world.sent.iter().filter(|s| s.2 == "cfp").count(), 2);
+    let t = world.nodes[&d("a")].domain.job(&j("film")).unwrap().timeline;
+    assert!(t.first_call < t.last_bid && t.last_bid < Some(known) && t.first_commit.unwrap().since(known) < 100);
+}
+
+#[test]
+fn parts_that_come_after_the_holds_are_called_out_at_once() {
+    let mut world = world();
+    world.expect("a", "film");
+    world.run_for(10_000);
+    assert!(world.nodes.values().all(|n| n.domain.held() == 0), "holds for what is not known yet are short");
+    let known = world.now;
+    world.submit("a", "film", 12);
+    ends_well(&mut world);
+    assert_eq!(world.sent.iter().filter(|s| s.2 == "cfp").count(), 4);
+    let t = world.nodes[&d("a")].domain.job(&j("film")).unwrap().timeline;
+    assert!(t.last_commit.unwrap().since(known) < 200, "{t:?}");
+}
+
+#[test]
+fn a_job_that_was_expected_and_cannot_be_done_gives_all_holds_back() {
+    let mut world = world();
+    world.expect("a", "film");
+    world.run_for(100);
+    world.input(&d("a"), Input::FailJob { job: j("film"), code: "source-missing".into(), message: "no".into() });
+    world.run_for(100);
+    assert!(world.nodes.values().all(|n| n.domain.held() == 0));
+    world.submit("a", "film", 12);
+    world.run_for(10_000);
+    assert!(world.nodes.values().all(|n| n.ran.is_empty()), "what has failed is not begun");
+}
+
+#[test]
 fn a_bid_goes_by_the_hosts_own_clock_though_its_words_come_late_and_all_at_once() {
     let mut world = world();
     world.node("a").habit = Habit::Idle;

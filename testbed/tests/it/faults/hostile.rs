@@ -100,6 +100,7 @@ impl Puppet {
                     parts_max: parts_max.min(cfp.parts),
                     slots: 100,
                     price: 0.0,
+                    start_p50_ms: 0,
                     finish_p50_ms: 1,
                     finish_p90_ms: 1,
                     hold_until: now().plus(cfp.hold_ms),
