@@ -167,6 +167,18 @@ fn an_award_whose_addresses_make_no_sense_is_not_understood() {
 }
 
 #[test]
+fn an_award_with_a_line_that_is_no_part_is_not_understood() {
+    let whole = String::from(&Element::from(award(1)));
+    assert!(whole.contains(">0 1 1000000 2000 https://"), "{whole}");
+    for line in
+        ["0 1 1000000", "-1 1 1 1 https://", "0 1 1 1 1 https://", "0  1 1 1 https://", "4294967296 1 1 1 https://"]
+    {
+        let bad: Element = whole.replace("0 1 1000000 2000 https://", line).parse().unwrap();
+        assert!(Award::try_from(bad).is_err(), "{line}");
+    }
+}
+
+#[test]
 fn every_message_survives_being_written_and_read() {
     for body in samples() {
         let envelope = envelope(body);
