@@ -19,7 +19,7 @@ use futures::future::{self, OptionFuture};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use storage::overlay::client::{Controller, Member, Stopped};
-use storage::overlay::layout::{GROUP, Layout};
+use storage::overlay::layout::Layout;
 use storage::overlay::metainfo::Metainfo;
 use storage::overlay::partition::{self, Part};
 use storage::overlay::peer::{Config, LeaseBook, Peer, Place, Progress};
@@ -457,7 +457,7 @@ pub fn part_of(layout: &Layout, share: Share, overlap: f64) -> Result<Part, Fail
 type End = (Result<(), Failure>, Option<PathBuf>);
 
 async fn fill_and_seed(peer: &Peer, args: &GetArgs, started: Instant, resumed: u32) -> End {
-    let bar = bar(args.json, u64::from(peer.progress().groups) * GROUP);
+    let bar = bar(args.json, peer.progress().bytes_wanted);
     let mut last_growth = (Instant::now(), 0);
     let mut told = Instant::now();
     let mut watch = peer.watch();

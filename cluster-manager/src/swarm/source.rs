@@ -189,7 +189,8 @@ fn forget_unused(cache: &Path) -> std::io::Result<()> {
 /// What tells one version of a dataset, cut in one way, from all others.
 fn identity(version: &[u8], layout: &Layout) -> [u8; 32] {
     use sha2::Digest;
-    let cut = format!("{} {} {}", layout.total(), layout.piece_len_max(), layout.chunk_len_max());
+    let [group, piece, chunk] = [layout.group_len_max(), layout.piece_len_max(), layout.chunk_len_max()];
+    let cut = format!("{} {group} {piece} {chunk}", layout.total());
     sha2::Sha256::digest([version, cut.as_bytes()].concat()).into()
 }
 

@@ -1,4 +1,4 @@
-//! What a swarm is about: names, lengths, and the hashes that make every 64 KiB provable.
+//! What a swarm is about: names, lengths, and the hashes that make every group provable.
 //!
 //! One pass over the bytes gives a BEP-3 v1 torrent (SHA-1 pieces, for ordinary clients) and, in a `starling` dictionary
 //! beside `info`, one BLAKE3 root per chunk; where `info` is given without its pieces, its hash, too. The hashes of a chunk's groups are not carried here (they would be 50 MB for
@@ -10,7 +10,7 @@ use blake3::hazmat::{ChainingValue, HasherExt, Mode, left_subtree_len, merge_sub
 use sha1::{Digest, Sha1};
 
 use super::bencode::{self, Value};
-use super::layout::{GROUP, Layout};
+use super::layout::{GROUP_MAX, Layout};
 
 /// A metainfo of more bytes is refused before it is read.
 pub const METAINFO_MAX: usize = 64 << 20;
@@ -85,7 +85,11 @@ impl Metainfo {
             files.iter().try_fold(0u64, |sum, f| sum.checked_add(f.len)).ok_or(Error::Lengths("sum of files"))?;
         let piece = length(info.get("piece length")).ok_or(Error::Missing("piece length"))?;
         let chunk = length(ours.get("chunk length")).ok_or(Error::Missing("chunk length"))?;
-        let layout = Layout::new(total, piece, chunk).ok_or(Error::Lengths("piece or chunk length"))?;
+        let group = match ours.get("group length") {
+            None => GROUP_MAX,
+            told => length(told).ok_or(Error::Missing("group length"))?,
+        };
+        let layout = Layout::new(total, group, piece, chunk).ok_or(Error::Lengths("group, piece or chunk length"))?;
         let info_hash = match info.get("pieces") {
             Some(pieces) => {
                 if pieces.as_bytes().ok_or(Error::Missing("pieces"))?.len() != layout.pieces() as usize * 20 {
@@ -107,7 +111,7 @@ impl Metainfo {
         Ok(Self { name, files, layout, info_hash, roots, token, info: info_raw.to_vec() })
     }
 
-    /// The same without the SHA-1 of its pieces, which ordinary clients alone need: 20 bytes of each 64 KiB or more, which all nodes would ask
+    /// The same without the SHA-1 of its pieces, which ordinary clients alone need: 20 bytes for each, which all nodes would ask
     /// of one controller.
     pub fn without_pieces(&self) -> Self {
         let info = match bencode::decode(&self.info) {
@@ -126,6 +130,7 @@ impl Metainfo {
         let told = (!whole).then(|| ("info hash", Value::bytes(self.info_hash.to_vec())));
         let ours = [
             ("chunk length", Value::Int(self.layout.chunk_len_max() as i64)),
+            ("group length", Value::Int(self.layout.group_len_max() as i64)),
             ("roots", Value::bytes(roots)),
             ("token", Value::text(&self.token)),
         ];
@@ -144,7 +149,9 @@ impl Metainfo {
         let groups = self.layout.chunk_groups(c);
         let bytes = self.layout.chunk_bytes(c);
         let root = self.roots.get(c as usize);
-        hashes.len() == groups.len() && !hashes.is_empty() && root == Some(&root_of(hashes, bytes.end - bytes.start))
+        hashes.len() == groups.len()
+            && !hashes.is_empty()
+            && root == Some(&root_of(hashes, &self.layout, bytes.end - bytes.start))
     }
 
     /// Whether `data` is group `g`, given the proven hashes of its chunk.
@@ -153,7 +160,7 @@ impl Metainfo {
         let groups = self.layout.chunk_groups(self.layout.chunk_of(g));
         let Some(expected) = g.checked_sub(groups.start).and_then(|i| hashes.get(i as usize)) else { return false };
         data.len() as u64 == bytes.end - bytes.start
-            && *expected == group_hash(groups.len(), u64::from(g - groups.start) * GROUP, data)
+            && *expected == group_hash(groups.len(), u64::from(g - groups.start) * self.layout.group_len_max(), data)
     }
 }
 
@@ -165,29 +172,29 @@ fn group_hash(groups: usize, offset: u64, data: &[u8]) -> GroupHash {
     blake3::Hasher::new().set_input_offset(offset).update(data).finalize_non_root()
 }
 
-fn root_of(hashes: &[GroupHash], len: u64) -> [u8; 32] {
+fn root_of(hashes: &[GroupHash], layout: &Layout, len: u64) -> [u8; 32] {
     let [first, _, ..] = hashes else { return hashes.first().copied().unwrap_or_default() };
-    debug_assert!(len > GROUP, "{first:?}");
-    let (left, right) = hashes.split_at(left_groups(len));
+    debug_assert!(len > layout.group_len_max(), "{first:?}");
+    let (left, right) = hashes.split_at(left_groups(layout, len));
     *merge_subtrees_root(
-        &subtree(left, left_subtree_len(len)),
-        &subtree(right, len - left_subtree_len(len)),
+        &subtree(left, layout, left_subtree_len(len)),
+        &subtree(right, layout, len - left_subtree_len(len)),
         Mode::Hash,
     )
     .as_bytes()
 }
 
-fn subtree(hashes: &[GroupHash], len: u64) -> GroupHash {
+fn subtree(hashes: &[GroupHash], layout: &Layout, len: u64) -> GroupHash {
     if let [only] = hashes {
         return *only;
     }
     let left_len = left_subtree_len(len);
-    let (left, right) = hashes.split_at(left_groups(len));
-    merge_subtrees_non_root(&subtree(left, left_len), &subtree(right, len - left_len), Mode::Hash)
+    let (left, right) = hashes.split_at(left_groups(layout, len));
+    merge_subtrees_non_root(&subtree(left, layout, left_len), &subtree(right, layout, len - left_len), Mode::Hash)
 }
 
-fn left_groups(len: u64) -> usize {
-    (left_subtree_len(len) / GROUP) as usize
+fn left_groups(layout: &Layout, len: u64) -> usize {
+    layout.group_at(left_subtree_len(len)) as usize
 }
 
 fn length(value: Option<&Value>) -> Option<u64> {
@@ -271,7 +278,7 @@ pub struct Maker {
 impl Maker {
     pub fn new(layout: Layout) -> Self {
         let (pieces, roots) = (Vec::new(), Vec::new());
-        let buffer = Vec::with_capacity(GROUP as usize);
+        let buffer = Vec::with_capacity(layout.group_len_max() as usize);
         Self { layout, at: 0, buffer, sha1: Sha1::new(), pieces, hashes: Vec::new(), roots, all: Vec::new() }
     }
 
@@ -308,7 +315,7 @@ impl Maker {
         }
         let (groups, pieces) = record.split_at(self.layout.chunk_groups(chunk).len() * 32);
         let groups = groups.as_chunks::<32>().0.to_vec();
-        self.roots.push(root_of(&groups, bytes.end - bytes.start));
+        self.roots.push(root_of(&groups, &self.layout, bytes.end - bytes.start));
         self.all.push(groups);
         self.pieces.extend_from_slice(pieces);
         self.at = bytes.end;
@@ -316,18 +323,19 @@ impl Maker {
     }
 
     pub fn update(&mut self, mut data: &[u8]) {
+        let group = self.layout.group_len_max() as usize;
         while !data.is_empty() {
-            let take = data.len().min(GROUP as usize - self.buffer.len());
+            let take = data.len().min(group - self.buffer.len());
             self.buffer.extend_from_slice(&data[..take]);
             data = &data[take..];
-            if self.buffer.len() as u64 == GROUP {
+            if self.buffer.len() == group {
                 self.group();
             }
         }
     }
 
     fn group(&mut self) {
-        let chunk = self.layout.chunk_of((self.at / GROUP) as u32);
+        let chunk = self.layout.chunk_of(self.layout.group_at(self.at));
         let chunk_bytes = self.layout.chunk_bytes(chunk);
         let groups = self.layout.chunk_groups(chunk).len();
         self.hashes.push(group_hash(groups, self.at - chunk_bytes.start, &self.buffer));
@@ -338,7 +346,7 @@ impl Maker {
             self.pieces.extend_from_slice(&self.sha1.finalize_reset());
         }
         if self.at == chunk_bytes.end {
-            self.roots.push(root_of(&self.hashes, chunk_bytes.end - chunk_bytes.start));
+            self.roots.push(root_of(&self.hashes, &self.layout, chunk_bytes.end - chunk_bytes.start));
             self.all.push(std::mem::take(&mut self.hashes));
         }
     }
@@ -392,11 +400,15 @@ impl Maker {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::overlay::layout::CHUNK_MIN;
+    use crate::overlay::layout::{CHUNK_MIN, GROUP_MIN};
 
     fn made(len: usize) -> (Vec<u8>, Metainfo, Vec<Vec<GroupHash>>) {
+        cut(len, GROUP_MAX)
+    }
+
+    fn cut(len: usize, group: u64) -> (Vec<u8>, Metainfo, Vec<Vec<GroupHash>>) {
         let data: Vec<u8> = (0..len).map(|i| (i * 31 % 251) as u8).collect();
-        let mut maker = Maker::new(Layout::new(len as u64, 256 << 10, CHUNK_MIN).unwrap());
+        let mut maker = Maker::new(Layout::new(len as u64, group, 256 << 10, CHUNK_MIN).unwrap());
         data.chunks(100_003).for_each(|part| maker.update(part));
         let (meta, hashes) = maker.finish("set", vec![File { path: vec![], len: len as u64 }], "t").unwrap();
         (data, meta, hashes)
@@ -404,13 +416,24 @@ mod tests {
 
     #[test]
     fn chunk_roots_are_plain_blake3_whatever_the_length() {
-        for len in [1, 65_536, 65_537, 200_000, 4 << 20, (4 << 20) + 1, (8 << 20) + 150_000] {
-            let (data, meta, hashes) = made(len);
+        let lengths = [1, 16_384, 16_385, 65_536, 65_537, 200_000, 4 << 20, (4 << 20) + 1, (8 << 20) + 150_000];
+        for (len, group) in
+            lengths.into_iter().flat_map(|len| [GROUP_MIN, 2 * GROUP_MIN, GROUP_MAX].map(|group| (len, group)))
+        {
+            let (data, meta, hashes) = cut(len, group);
             for c in 0..meta.layout.chunks() {
                 let bytes = meta.layout.chunk_bytes(c);
                 let chunk = &data[bytes.start as usize..bytes.end as usize];
                 assert_eq!(meta.roots[c as usize], *blake3::hash(chunk).as_bytes(), "{len} chunk {c}");
                 assert!(meta.check_hashes(c, &hashes[c as usize]));
+            }
+            for g in 0..meta.layout.groups() {
+                let bytes = meta.layout.group_bytes(g);
+                let of_chunk = &hashes[meta.layout.chunk_of(g) as usize];
+                assert!(
+                    meta.check_group(g, &data[bytes.start as usize..bytes.end as usize], of_chunk),
+                    "{len} {group} {g}"
+                );
             }
         }
     }
@@ -431,8 +454,20 @@ mod tests {
 
     #[test]
     fn a_metainfo_reads_back_as_written() {
-        let (_, meta, _) = made(5 << 20);
-        assert_eq!(Metainfo::decode(&meta.encode("http://x/announce")).unwrap(), meta);
+        for group in [GROUP_MIN, GROUP_MAX] {
+            let (_, meta, _) = cut(5 << 20, group);
+            assert_eq!(Metainfo::decode(&meta.encode("http://x/announce")).unwrap(), meta);
+        }
+    }
+
+    #[test]
+    fn groups_whose_length_is_not_told_have_64_kib() {
+        let (_, meta, _) = made(300_000);
+        let bytes = meta.encode("u");
+        let mut silent = bencode::decode(&bytes).unwrap();
+        let Value::Dict(ours) = entry(&mut silent, "starling") else { panic!() };
+        ours.retain(|(key, _)| key.as_ref() != b"group length");
+        assert_eq!(Metainfo::decode(&silent.encode()).unwrap(), meta);
     }
 
     #[test]
@@ -480,10 +515,20 @@ mod tests {
             let error = hostile(|whole| *entry(entry(whole, "info"), "name") = Value::bytes(name.as_bytes().to_vec()));
             assert_eq!(error.code(), "metainfo-unsafe-path", "{name:?}");
         }
-        assert_eq!(
-            hostile(|whole| *entry(entry(whole, "starling"), "roots") = Value::text("x")).code(),
-            "metainfo-lengths"
-        );
+        for (key, lie) in [
+            ("roots", Value::text("x")),
+            ("group length", Value::Int(0)),
+            ("group length", Value::Int(1 << 13)),
+            ("group length", Value::Int(1 << 17)),
+            ("group length", Value::Int(40_000)),
+        ] {
+            let error = hostile(|whole| *entry(entry(whole, "starling"), key) = lie.clone());
+            assert_eq!(error.code(), "metainfo-lengths", "{key} {lie:?}");
+        }
+        for lie in [Value::Int(-1), Value::text("x")] {
+            let error = hostile(|whole| *entry(entry(whole, "starling"), "group length") = lie.clone());
+            assert_eq!(error.code(), "metainfo-incomplete", "{lie:?}");
+        }
     }
 
     #[test]

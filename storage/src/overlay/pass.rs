@@ -151,11 +151,11 @@ fn clear(dir: &Path) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::overlay::layout::CHUNK_MIN;
+    use crate::overlay::layout::{CHUNK_MIN, GROUP_MAX};
 
     fn data() -> (Vec<u8>, Layout) {
         let data: Vec<u8> = (0..3 * CHUNK_MIN as usize + 70_000).map(|i| (i * 31 % 251) as u8).collect();
-        let layout = Layout::new(data.len() as u64, 256 << 10, CHUNK_MIN).unwrap();
+        let layout = Layout::new(data.len() as u64, GROUP_MAX, 256 << 10, CHUNK_MIN).unwrap();
         (data, layout)
     }
 

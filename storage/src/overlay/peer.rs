@@ -28,6 +28,7 @@ use self::bucket::Bucket;
 use self::incoming::Pool;
 pub use self::relay::WrongBytes;
 use self::state::State;
+pub use self::state::groups_ahead;
 use super::bits::Bits;
 use super::metainfo::{GroupHash, Metainfo};
 use super::policy::{Millis, NodeId};
@@ -92,6 +93,7 @@ pub enum Place {
 pub struct Progress {
     pub groups: u32,
     pub groups_held: u32,
+    pub bytes_wanted: u64,
     pub bytes_held: u64,
     /// Payload taken from peers, from the origin; given to others; thrown away (twice or bad).
     pub from_peers: u64,

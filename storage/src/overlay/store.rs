@@ -218,8 +218,9 @@ impl Store {
         }
         let staging = dir.join(format!(".{name}.starling"));
         let data = staging.join("data");
-        // Another part of the same dataset, cut otherwise, is another thing.
-        let head = Sha1::digest([&meta.info_hash[..], &want.to_wire()].concat()).into();
+        // Another part of the same dataset, or the same in other groups, is another thing.
+        let group = meta.layout.group_len_max().to_be_bytes();
+        let head = Sha1::digest([&meta.info_hash[..], &group, &want.to_wire()].concat()).into();
         let mut have = Bits::new(meta.layout.groups());
         match fs::read(staging.join("have")) {
             Ok(saved) => {

@@ -1,12 +1,12 @@
 //! The peer protocol, without I/O: BEP-3 frames, the BEP-10 handshake, and our extension inside it.
 //!
-//! Between our own peers everything after the handshakes travels in extension messages that speak of 64 KiB groups;
+//! Between our own peers everything after the handshakes travels in extension messages that speak of groups;
 //! ordinary clients get plain BEP-3. Every length is checked before a byte is kept.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::bencode::Value;
-use super::layout::GROUP;
+use super::layout::GROUP_MAX;
 use super::metainfo::{GroupHash, InfoHash};
 
 /// Largest frame accepted: a group with its header, or the bitfield of the largest dataset BEP-3 can name here.
@@ -209,7 +209,7 @@ fn parse_ours(mut frame: Bytes) -> Option<Ours> {
         }
         4 if frame.len() == 4 => Some(Ours::Lease { first: index, count: frame.get_u32() }),
         5 if done => Some(Ours::Request { group: index }),
-        6 if frame.len() as u64 <= GROUP => Some(Ours::Data { group: index, data: frame }),
+        6 if frame.len() as u64 <= GROUP_MAX => Some(Ours::Data { group: index, data: frame }),
         7 if done => Some(Ours::Cancel { group: index }),
         8 if done => Some(Ours::Reject { group: index }),
         _ => None,
@@ -225,7 +225,7 @@ pub fn data_head(buffer: &[u8]) -> Option<(u32, usize)> {
     let (head, _) = buffer.split_first_chunk::<DATA_HEAD>()?;
     let word = |at: usize| u32::from_be_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
     let len = (word(0) as usize).checked_sub(DATA_HEAD - 4)?;
-    (head[4..7] == [20, EXT_ID, 6] && len as u64 <= GROUP).then_some((word(7), len))
+    (head[4..7] == [20, EXT_ID, 6] && len as u64 <= GROUP_MAX).then_some((word(7), len))
 }
 
 /// Header of a data message, so that the body can be written from where it lies.
@@ -382,7 +382,7 @@ mod tests {
         encode(&Message::Ours(Ours::Data { group: 9, data: data.clone() }), &mut out);
         assert_eq!(out[..DATA_HEAD], data_header(9, 3));
         assert_eq!((data_head(&out), data_head(&out[..DATA_HEAD - 1])), (Some((9, 3)), None));
-        assert_eq!(data_head(&data_header(9, GROUP as usize + 1)), None);
+        assert_eq!(data_head(&data_header(9, GROUP_MAX as usize + 1)), None);
         out.clear();
         encode(&Message::Piece { piece: 4, begin: 5, data }, &mut out);
         assert_eq!(out[..13], piece_header(4, 5, 3));

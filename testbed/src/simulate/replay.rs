@@ -7,14 +7,14 @@ use std::path::Path;
 
 use anyhow::{Context, ensure};
 use serde::Deserialize;
+use storage::overlay::layout::Layout;
+use storage::overlay::peer::groups_ahead;
 
 use super::load::{Control, Kill, Load};
 use super::study::{Series, Study};
 
 /// Payload's share of a full Ethernet frame of TCP with timestamps.
 const FRAMING: f64 = 1514.0 / 1448.0;
-/// What the peer forwards as soon as it is verified.
-const GROUP: u64 = 64 << 10;
 /// From a group's arrival to its first byte at a neighbour; and how many groups a host sends and takes at the same time: those in its upload slots and
 /// in what its sockets hold, and those which its requests, in turn, have set going. Calibrated on capped runs of 8 to 20 hosts, all three together.
 pub const HOP_S: f64 = 0.05;
@@ -92,8 +92,7 @@ pub fn replay(path: &Path, hop_s: f64, seed: u64) -> anyhow::Result<(Study, bool
     }
     ensure!(!study.rows.is_empty(), "{} holds no complete run of ours", path.display());
     study.note(format!(
-        "hop {hop_s} s, {UPLOADS} groups sent and {DOWNLOADS} taken at a time by a host (CALIBRATED together), framing 1514/1448, {} KiB groups, one flow per connection and way",
-        GROUP >> 10
+        "hop {hop_s} s, {UPLOADS} groups sent and {DOWNLOADS} taken at a time by a host (CALIBRATED together), framing 1514/1448, one flow per connection and way, of the groups asked of one neighbour at a time"
     ));
     study.note(if agrees { "within 10 %" } else { "NOT within 10 %" });
     (study.chart.x, study.chart.y) = ("host, in order of completion (first run)".into(), "seconds".into());
@@ -110,10 +109,13 @@ fn load_of(run: &Run, hop_s: f64, seed: u64) -> anyhow::Result<Load> {
     let most = rates[1..].iter().copied().fold(0.0, f64::max);
     let kills =
         if run.kill_percent > 0 { vec![(0.5, Kill::Share(f64::from(run.kill_percent) / 100.0))] } else { Vec::new() };
+    // What the peer forwards as soon as it is verified; those asked of one neighbour at a time follow each other without a pause.
+    let layout = Layout::for_total(run.bytes).context("too many groups")?;
+    let window = groups_ahead(most / 1000.0, &layout) / run.hosts.saturating_sub(1).max(1);
     Ok(Load {
         nodes: run.hosts,
         bytes: run.bytes,
-        pieces: u32::try_from(run.bytes.div_ceil(GROUP)).context("too many groups")?,
+        pieces: layout.groups().div_ceil(window.max(1)),
         up: most,
         down: most,
         origin: rates[0],

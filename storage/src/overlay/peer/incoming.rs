@@ -11,7 +11,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use tokio::net::tcp::OwnedReadHalf;
 use tokio::time::Instant;
 
-use crate::overlay::layout::GROUP;
+use crate::overlay::layout::GROUP_MAX;
 use crate::overlay::wire::{self, DATA_HEAD, Message, Ours};
 
 /// A connection over which nothing came for so long is dead; the other side's keep-alives come twice as often.
@@ -40,7 +40,7 @@ struct Block {
 impl Pool {
     fn take(self: &Arc<Self>, len: usize) -> Block {
         let spare = self.0.lock().unwrap_or_else(|e| e.into_inner()).pop();
-        let bytes = spare.unwrap_or_else(|| vec![0; GROUP as usize].into());
+        let bytes = spare.unwrap_or_else(|| vec![0; GROUP_MAX as usize].into());
         Block { len: len.min(bytes.len()), bytes, pool: self.clone() }
     }
 }
@@ -166,7 +166,7 @@ mod tests {
     #[tokio::test]
     async fn groups_and_control_come_out_as_sent_however_they_are_cut_and_blocks_are_used_again() {
         let (mut sender, mut incoming, pool) = connected().await;
-        let groups: Vec<Vec<u8>> = [GROUP as usize, 1, 0, 70, GROUP as usize - 1]
+        let groups: Vec<Vec<u8>> = [GROUP_MAX as usize, 1, 0, 70, GROUP_MAX as usize - 1]
             .iter()
             .map(|len| (0..*len).map(|i| (i % 251) as u8).collect())
             .collect();
@@ -195,8 +195,8 @@ mod tests {
     #[tokio::test]
     async fn a_group_longer_than_groups_are_ends_the_connection() {
         let (mut sender, mut incoming, _) = connected().await;
-        sender.write_all(&data_header(0, GROUP as usize + 1)).await.unwrap();
-        sender.write_all(&[0; GROUP as usize + 1]).await.unwrap();
+        sender.write_all(&data_header(0, GROUP_MAX as usize + 1)).await.unwrap();
+        sender.write_all(&[0; GROUP_MAX as usize + 1]).await.unwrap();
         assert!(incoming.next().await.unwrap_err().get_ref().is_some());
     }
 }

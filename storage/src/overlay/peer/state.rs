@@ -12,10 +12,12 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use tokio::sync::Notify;
 
+use self::ask::Pace;
+pub use self::ask::groups_ahead;
 pub use self::store::STORE;
 use super::Progress;
 use crate::overlay::bits::Bits;
-use crate::overlay::layout::{GROUP, Layout};
+use crate::overlay::layout::Layout;
 use crate::overlay::metainfo::{GroupHash, Metainfo};
 use crate::overlay::picker::{Picker, SourceId};
 use crate::overlay::policy::{Millis, NodeId};
@@ -25,9 +27,8 @@ use crate::overlay::wire::{self, Block, Message, Ours};
 const WINDOW_MAX: u32 = 32;
 /// However slow the answers, so many groups are asked of all neighbours together, and one of each: who has few neighbours would else be served
 /// less often than the others, and end long after them. What is asked beyond that waits with them, and comes late to all.
-const ASKED_MIN: u32 = 12;
-/// Answers faster than this ask for more at once, slower than that for less (milliseconds).
-const FAST_MS: Millis = 100;
+const ASKED_MIN: u32 = 8;
+/// A neighbour whose answers take longer is asked for less at once (milliseconds).
 const SLOW_MS: Millis = 350;
 /// Requests of one peer that wait for an upload slot; more are rejected.
 const UPLOADS_MAX: usize = 64;
@@ -111,6 +112,7 @@ pub struct State {
     nodes: BTreeMap<NodeId, SourceId>,
     next: SourceId,
     latency: f64,
+    pace: Pace,
     pub guests: BTreeSet<IpAddr>,
     not_before: BTreeMap<SocketAddr, Millis>,
     blamed: BTreeSet<SocketAddr>,
@@ -147,6 +149,7 @@ impl State {
             nodes: BTreeMap::new(),
             next: 0,
             latency: 0.0,
+            pace: Pace::default(),
             guests: BTreeSet::new(),
             not_before: BTreeMap::new(),
             blamed: BTreeSet::new(),
@@ -223,7 +226,7 @@ impl State {
             control: VecDeque::new(),
             uploads: VecDeque::new(),
             log_at: self.log.len(),
-            window: 2,
+            window: 1,
             asked: 0,
             strikes: 0,
             choked: kind == Kind::Ordinary,
@@ -381,11 +384,12 @@ impl State {
     }
 
     pub fn progress(&self, meta: &Metainfo) -> Progress {
-        let held = u64::from(self.stored.count()) * GROUP;
+        let bytes = |groups: u32| (u64::from(groups) * meta.layout.group_len_max()).min(meta.layout.total());
         Progress {
             groups: self.picker.wanted(),
             groups_held: self.stored.count(),
-            bytes_held: held.min(meta.layout.total()),
+            bytes_wanted: bytes(self.picker.wanted()),
+            bytes_held: bytes(self.stored.count()),
             connections: self.conns.len(),
             blamed: self.blamed.iter().copied().collect(),
             starving: self.starving,
@@ -456,7 +460,7 @@ mod tests {
     #[test]
     fn neighbours_that_answer_late_are_asked_for_as_much_together_however_few_they_are() {
         let meta = meta(64 << 20);
-        for (links, each) in [(1, 12), (4, 3), (12, 1), (50, 1)] {
+        for (links, each) in [(1, 8), (4, 2), (8, 1), (50, 1)] {
             let (mut state, conns) = peer(links, &meta);
             let id = conns[0].0;
             (0..meta.layout.groups()).for_each(|g| state.picker.source_has(id, g));
@@ -467,6 +471,69 @@ mod tests {
             }
             assert_eq!(state.conns[&id].window, each, "{links} neighbours");
         }
+    }
+
+    #[test]
+    fn so_much_is_asked_of_all_together_as_comes_in_a_tenth_of_a_second() {
+        let meta = meta(64 << 20);
+        let (mut state, conns) = peer(4, &meta);
+        for (id, _) in &conns {
+            (0..meta.layout.groups()).for_each(|g| state.picker.source_has(*id, g));
+            state.fill(0, *id, &meta);
+        }
+        let asked = |state: &State| state.conns.values().map(|conn| conn.asked).collect::<Vec<_>>();
+        assert_eq!(asked(&state), [1; 4]);
+        // A group every 2 ms.
+        for now in (2..=500).step_by(2) {
+            let id = conns[now / 2 % 4].0;
+            let group = (0..meta.layout.groups()).find(|g| state.picker.expects(id, *g)).unwrap();
+            state.arrived(now as Millis, id, group, 65_536, &meta);
+        }
+        let most = asked(&state).iter().sum::<u32>();
+        // Half as much again, as the neighbours hold all.
+        assert!((68..=82).contains(&most), "{:?}", asked(&state));
+    }
+
+    #[test]
+    fn neighbours_all_of_whom_are_far_are_asked_for_more_and_more() {
+        let meta = meta(64 << 20);
+        let (mut state, conns) = peer(4, &meta);
+        for (id, _) in &conns {
+            (0..meta.layout.groups()).for_each(|g| state.picker.source_has(*id, g));
+            state.fill(0, *id, &meta);
+        }
+        let expected = |state: &State| {
+            let of = |id: SourceId| {
+                (0..meta.layout.groups()).filter(move |g| state.picker.expects(id, *g)).map(move |g| (id, g))
+            };
+            conns.iter().flat_map(|(id, _)| of(*id)).collect::<Vec<_>>()
+        };
+        for round in 1..=20 {
+            for (id, group) in expected(&state) {
+                state.arrived(150 * round, id, group, 65_536, &meta);
+            }
+        }
+        assert!(expected(&state).len() >= 32, "{}", expected(&state).len());
+    }
+
+    #[test]
+    fn who_holds_less_than_most_of_its_neighbours_asks_for_half_as_much_again() {
+        let meta = meta(64 << 20);
+        let (mut state, conns) = peer(4, &meta);
+        state.stored.set_range(0..10);
+        let mut now = 0;
+        let mut most = |held: [u32; 4]| {
+            for ((id, _), held) in conns.iter().zip(held) {
+                (state.picker.source_count(*id)..held).for_each(|g| state.picker.source_has(*id, g));
+            }
+            now += 250;
+            state.paced(now, 20 * 65_536 * 250 / 100, &meta.layout);
+            (state.pace.asked_most, *state.windows().end())
+        };
+        assert_eq!(most([0, 0, 10, 10]), (20, 5));
+        // Half of them are not most of them, however far ahead.
+        assert_eq!(most([0, 0, 900, 900]), (20, 5));
+        assert_eq!(most([0, 11, 900, 900]), (30, 8));
     }
 
     #[test]
@@ -502,6 +569,7 @@ mod tests {
         let id = conns[0].0;
         (0..meta.layout.groups()).for_each(|g| state.picker.source_has(id, g));
         state.conns.get_mut(&id).unwrap().window = 16;
+        state.pace.asked_most = 16;
         state.fill(0, id, &meta);
         assert_eq!(state.conns[&id].asked, 16);
         let asked = |state: &mut State, done: u32| {

@@ -1,22 +1,90 @@
 //! What a peer asks of whom, and for how long it waits.
 
-use super::{BLOCK, FAST_MS, Kind, Partial, REDIAL_MS, STRIKES, State};
+use std::ops::RangeInclusive;
+
+use super::{ASKED_MIN, BLOCK, Kind, Partial, REDIAL_MS, STRIKES, State, WINDOW_MAX};
+use crate::overlay::layout::Layout;
 use crate::overlay::metainfo::Metainfo;
 use crate::overlay::picker::SourceId;
 use crate::overlay::policy::Millis;
 use crate::overlay::wire::{Block, Message, Ours};
 
+/// At the end, a group is asked of another no sooner than this.
+const PATIENCE_MS: Millis = 100;
+/// So much is asked of all neighbours together as came in so long lately (milliseconds), or in so many of the quickest answer where all are far: enough to
+/// keep a link busy while requests are on their way, and no more, since a group that waits with one neighbour is passed on the later.
+const AHEAD_MS: f64 = 100.0;
+const AHEAD_ANSWERS: f64 = 1.5;
+/// How often what came is counted, and what of the best count is left each time.
+const PACE_MS: Millis = 250;
+const PACE_KEPT: f64 = 0.98;
+
+/// What came from peers lately, and how much is asked of them therefore.
+#[derive(Default)]
+pub(super) struct Pace {
+    since: Millis,
+    bytes: u64,
+    /// Bytes per millisecond, when it went best.
+    rate: f64,
+    pub(super) quickest: Option<Millis>,
+    /// Groups asked of all neighbours together; [`ASKED_MIN`] where that is more.
+    pub(super) asked_most: u32,
+}
+
+/// Groups that a peer to which `rate` bytes come per millisecond asks of all its neighbours together, none of whom is far.
+pub fn groups_ahead(rate: f64, layout: &Layout) -> u32 {
+    ahead(rate, AHEAD_MS, layout)
+}
+
+fn ahead(rate: f64, ahead_ms: f64, layout: &Layout) -> u32 {
+    ((rate * ahead_ms / layout.group_len_max() as f64).round() as u32).max(ASKED_MIN)
+}
+
 impl State {
+    /// `bytes` came from a neighbour. Who holds less than most of its neighbours asks for half as much again: of equal hosts one would else fall
+    /// behind by chance, ask for less since less comes, and end seconds after the others.
+    pub(super) fn paced(&mut self, now: Millis, bytes: usize, layout: &Layout) {
+        let pace = &mut self.pace;
+        pace.bytes += bytes as u64;
+        let took = now.saturating_sub(pace.since);
+        if took < PACE_MS {
+            return;
+        }
+        pace.rate = (pace.bytes as f64 / took as f64).max(pace.rate * PACE_KEPT);
+        (pace.since, pace.bytes) = (now, 0);
+        let ours = self.conns.iter().filter(|(_, conn)| conn.kind == Kind::Ours);
+        let held = ours.map(|(id, _)| self.picker.source_count(*id) > self.stored.count());
+        let (more, all) = held.fold((0, 0), |(more, all), ahead| (more + usize::from(ahead), all + 1));
+        let behind = 2 * more > all;
+        let ahead_ms = pace.quickest.map_or(AHEAD_MS, |took| (took as f64 * AHEAD_ANSWERS).max(AHEAD_MS));
+        let fair = ahead(pace.rate, ahead_ms, layout);
+        pace.asked_most = if behind { fair + fair / 2 } else { fair };
+    }
+
+    fn asked_most(&self) -> u32 {
+        self.pace.asked_most.max(ASKED_MIN)
+    }
+
+    /// Groups that may be asked of one neighbour: its part of what is asked of all, and how little it may become however late it answers.
+    pub(super) fn windows(&self) -> RangeInclusive<u32> {
+        let links = self.conns.len().max(1) as u32;
+        let least = (ASKED_MIN / links).clamp(1, WINDOW_MAX);
+        least..=self.asked_most().div_ceil(links).clamp(least, WINDOW_MAX)
+    }
+
     pub(super) fn fill(&mut self, now: Millis, id: SourceId, meta: &Metainfo) {
-        let patience = ((self.latency * 1.5) as Millis).max(FAST_MS);
+        let patience = ((self.latency * 1.5) as Millis).max(PATIENCE_MS);
         // A large window is filled by quarters: several requests then make one packet.
         if self.conns.get(&id).is_some_and(|c| c.window.saturating_sub(c.asked) < (c.window / 4).max(1)) {
             return;
         }
+        // One of each, however many they are.
+        let most = self.asked_most().max(self.conns.len() as u32);
+        let mut of_all: u32 = self.conns.values().map(|conn| conn.asked).sum();
         loop {
             let Some(conn) = self.conns.get_mut(&id) else { return };
             let idle = conn.choked || conn.kind == Kind::Origin || conn.is_over(now);
-            if idle || conn.asked >= conn.window || self.failed.is_some() {
+            if idle || conn.asked >= conn.window || of_all >= most || self.failed.is_some() {
                 return;
             }
             let (hashes, asked) = (&self.hashes, &self.hash_asked);
@@ -31,6 +99,7 @@ impl State {
             };
             let Some(group) = self.picker.pick(now, id, patience, allowed) else { return };
             conn.asked += 1;
+            of_all += 1;
             let chunk = layout.chunk_of(group);
             if hashes.get(chunk as usize).is_some_and(Option::is_none)
                 && self.hash_asked.get(&chunk).is_none_or(|(by, _)| *by != id)

@@ -4,11 +4,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{
-    ASKED_MIN, BLOCK, Breach, CONTROL_MAX, FAST_MS, Kind, SLOW_MS, STORE, State, UPLOADS_MAX, Upload, WINDOW_MAX,
-};
+use super::{BLOCK, Breach, CONTROL_MAX, Kind, SLOW_MS, STORE, State, UPLOADS_MAX, Upload};
 use crate::overlay::bits::Bits;
-use crate::overlay::layout::{GROUP, Layout};
+use crate::overlay::layout::Layout;
 use crate::overlay::metainfo::{GroupHash, Metainfo};
 use crate::overlay::picker::SourceId;
 use crate::overlay::policy::Millis;
@@ -172,8 +170,8 @@ impl State {
     ) -> Option<(u32, Bytes)> {
         let conn = self.conns.get_mut(&id)?;
         let at = layout.piece_bytes(piece).start + u64::from(begin);
-        let group = u32::try_from(at / GROUP).ok()?;
-        let offset = (at % GROUP) as usize;
+        let group = layout.group_at(at.min(layout.total()));
+        let offset = at.checked_sub(layout.group_bytes(group).start)? as usize;
         let partial = conn.partial.get_mut(&group)?;
         let blocks = partial.data.len().div_ceil(BLOCK as usize);
         let number = offset / BLOCK as usize;
@@ -204,19 +202,20 @@ impl State {
     pub fn arrived(&mut self, now: Millis, id: SourceId, group: u32, bytes: usize, meta: &Metainfo) -> bool {
         let arrival = self.picker.arrived(id, group);
         let mut from_origin = id == STORE;
-        let window_least = (ASKED_MIN / self.conns.len().max(1) as u32).clamp(1, WINDOW_MAX);
+        if !from_origin && self.conns.get(&id).is_some_and(|c| c.kind != Kind::Origin) {
+            self.paced(now, bytes, &meta.layout);
+        }
+        let windows = self.windows();
         if let Some(conn) = self.conns.get_mut(&id) {
             conn.strikes = 0;
             from_origin = conn.kind == Kind::Origin;
             if let Some(asked_at) = arrival.asked_at.filter(|_| !from_origin) {
                 let took = now.saturating_sub(asked_at);
+                self.pace.quickest = Some(self.pace.quickest.map_or(took, |least| least.min(took)));
                 self.latency = if self.latency == 0.0 { took as f64 } else { 0.95 * self.latency + 0.05 * took as f64 };
                 conn.asked = conn.asked.saturating_sub(1);
-                if took < FAST_MS {
-                    conn.window = (conn.window + 1).min(WINDOW_MAX);
-                } else if took > SLOW_MS {
-                    conn.window = (conn.window - 1).max(window_least);
-                }
+                let next = if took > SLOW_MS { conn.window.saturating_sub(1) } else { conn.window + 1 };
+                conn.window = next.clamp(*windows.start(), *windows.end());
             }
         }
         for other in arrival.cancel {
