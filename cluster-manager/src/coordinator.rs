@@ -33,7 +33,7 @@ use xmpp_parsers::minidom::Element;
 
 use crate::archive::Archive;
 use crate::config::Config;
-use crate::film::{FilmFailure, Prepared, Verified};
+use crate::film::{FilmFailure, FilmJob, Prepared, Verified};
 use crate::hosts::{Hosts, TaskId};
 use crate::journal::{Journal, JournalError, Settled};
 use crate::record::{JobEvent, Record};
@@ -95,6 +95,8 @@ enum Done {
     },
     Prepared {
         job: JobId,
+        film: FilmJob,
+        store: Option<Store>,
         result: Result<Box<Prepared>, FilmFailure>,
     },
     Checked {
@@ -423,7 +425,7 @@ impl Coordinator {
                 Ok(())
             }
             Done::Ordered { task, url: Err(reason) } => self.task_lost(task, "order-not-written", &reason),
-            Done::Prepared { job, result } => self.prepared(job, result),
+            Done::Prepared { job, film, store, result } => self.prepared(job, film, store, result),
             Done::Checked { job, part, attempt, result } => {
                 let result = result.map(|verified| {
                     self.checked.insert((job.clone(), part, attempt), verified);

@@ -211,7 +211,8 @@ impl FilmJob {
         self.unclaim(store).await
     }
 
-    async fn unclaim(&self, store: &Store) -> Result<(), StoreError> {
+    /// Gives the target back; what was written there stays.
+    pub async fn unclaim(&self, store: &Store) -> Result<(), StoreError> {
         store.delete(&self.target.join(CLAIM)?).await
     }
 

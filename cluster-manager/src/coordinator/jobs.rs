@@ -17,7 +17,7 @@ use super::orders::{ADDRESSES_AHEAD, OrderWriter};
 use super::tasks::HAND_OUT;
 use super::{Coordinator, Done, now};
 use crate::archive::Ended;
-use crate::film::{FilmFailure, Prepared};
+use crate::film::{FilmFailure, FilmJob, Prepared};
 use crate::record::{self, JobEvent, Piece, Record};
 use crate::shell;
 use crate::view::{JobDoc, OfferDoc};
@@ -51,11 +51,11 @@ impl Coordinator {
         let (job, done, chunk_seconds) = (id.clone(), self.done.0.clone(), self.config.job.chunk_seconds);
         let addresses = self.addresses(id);
         self.spawn_apart("prepare", async move {
-            let result = match store {
+            let result = match &store {
                 // Both are wanted with the bids; signing uses the time until the store answers.
                 Some(store) => {
-                    let signing = addresses.sign(&film, &store, 0..ADDRESSES_AHEAD);
-                    join(film.prepare(&store, chunk_seconds), signing).await.0.map(Box::new)
+                    let signing = addresses.sign(&film, store, 0..ADDRESSES_AHEAD);
+                    join(film.prepare(store, chunk_seconds), signing).await.0.map(Box::new)
                 }
                 None => Err(FilmFailure {
                     code: "keys-unusable".into(),
@@ -63,7 +63,7 @@ impl Coordinator {
                     hint: Some("submit it again".into()),
                 }),
             };
-            let _ = done.send(Done::Prepared { job, result }).await; // fails only when we are leaving
+            let _ = done.send(Done::Prepared { job, film, store, result }).await; // fails only when we are leaving
         });
         let Some(record) = self.records.get(id) else { return Ok(()) };
         let (kind, deadline, budget) = record.terms();
@@ -89,9 +89,23 @@ impl Coordinator {
         })
     }
 
-    pub(super) fn prepared(&mut self, id: JobId, result: Result<Box<Prepared>, FilmFailure>) -> Result<()> {
+    pub(super) fn prepared(
+        &mut self,
+        id: JobId,
+        film: FilmJob,
+        store: Option<Store>,
+        result: Result<Box<Prepared>, FilmFailure>,
+    ) -> Result<()> {
         if self.records.get(&id).is_none_or(|r| r.ended.is_some()) {
-            return Ok(()); // cancelled meanwhile
+            // Cancelled meanwhile: the claim came after everything else was released.
+            if let (Some(store), Ok(_)) = (store, result) {
+                self.spawn("release", async move {
+                    if let Err(error) = film.unclaim(&store).await {
+                        warn!(job = film.id, %error, "the target stays claimed");
+                    }
+                });
+            }
+            return Ok(());
         }
         match result {
             Ok(prepared) => {

@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 use testbed::s3::Faults;
 use testbed::world::StoreOptions;
 
-use super::stage::{Order, Stage, film_bytes};
+use super::stage::{Order, Stage, film_bytes, holds};
 
 /// An encoder that fails as long as there is a file `broken` beside it.
 fn fragile_encoder(dir: &Path) -> std::path::PathBuf {
@@ -140,6 +140,26 @@ async fn a_store_that_refuses_a_third_of_all_requests_changes_nothing_in_the_res
     assert!((6..40).contains(&refusals), "{refusals} of 60 requests were refused");
     stage.done(&Order::new("film.mp4", "busy")).await;
     stage.is_right_when_copied("busy").await;
+    stage.end().await;
+}
+
+#[tokio::test]
+async fn a_job_cancelled_while_its_source_is_read_leaves_its_target_free() {
+    let stage = Stage::start(|options| {
+        options.domains.truncate(1);
+        options.hosts = 1;
+        let faults = Faults { latency_ms: 1500, ..Faults::default() };
+        options.store = StoreOptions { faults, ..StoreOptions::default() };
+    })
+    .await;
+    let id = stage.submit(&Order::new("film.mp4", "early")).await;
+    let (code, cancelled) = stage.ask(&["cancel", &id]).await;
+    assert_eq!((code, &cancelled["state"]), (0, &"cancelled".into()), "{cancelled:#}");
+    let objects = stage.state().join("s3/objects");
+    let claimed = || !holds(&objects, "early/starling.json").is_empty();
+    assert!(!claimed(), "cancelled too late to see it");
+    stage.wait("the claim", async || claimed().then_some(())).await;
+    stage.wait("the target to be free", async || (!claimed()).then_some(())).await;
     stage.end().await;
 }
 
