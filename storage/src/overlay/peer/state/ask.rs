@@ -15,8 +15,10 @@ const PATIENCE_MS: Millis = 100;
 /// keep a link busy while requests are on their way, and no more, since a group that waits with one neighbour is passed on the later.
 const AHEAD_MS: f64 = 100.0;
 const AHEAD_ANSWERS: f64 = 1.5;
-/// How often what came is counted, and what of the best count is left each time.
+/// How often what came is counted, sooner where so many groups have come; and what of the best count is left each time.
 const PACE_MS: Millis = 250;
+const PACE_SOONEST_MS: Millis = 20;
+const PACE_GROUPS: u64 = 64;
 const PACE_KEPT: f64 = 0.98;
 
 /// What came from peers lately, and how much is asked of them therefore.
@@ -47,7 +49,8 @@ impl State {
         let pace = &mut self.pace;
         pace.bytes += bytes as u64;
         let took = now.saturating_sub(pace.since);
-        if took < PACE_MS {
+        let enough = took >= PACE_SOONEST_MS && pace.bytes >= PACE_GROUPS * layout.group_len_max();
+        if took < PACE_MS && !enough {
             return;
         }
         pace.rate = (pace.bytes as f64 / took as f64).max(pace.rate * PACE_KEPT);
