@@ -78,6 +78,13 @@ impl Picker {
         self.sources.get(&id).map_or(0, Bits::count)
     }
 
+    /// Whether most of these sources hold more than is held here. One that is slow does not count for more than one.
+    pub fn behind(&self, sources: impl Iterator<Item = SourceId>) -> bool {
+        let held = sources.map(|id| self.source_count(id) > self.have.count());
+        let (more, all) = held.fold((0, 0), |(more, all), is_more| (more + usize::from(is_more), all + 1));
+        2 * more > all
+    }
+
     /// Whether the source holds something that is wanted and not held here.
     pub fn useful(&self, id: SourceId) -> bool {
         let Some(bits) = self.sources.get(&id) else { return false };

@@ -520,7 +520,12 @@ mod tests {
     fn who_holds_less_than_most_of_its_neighbours_asks_for_half_as_much_again() {
         let meta = meta(64 << 20);
         let (mut state, conns) = peer(4, &meta);
-        state.stored.set_range(0..10);
+        let id = conns[0].0;
+        for group in 0..10 {
+            state.picker.source_has(id, group);
+            state.picker.ask(0, id, group);
+            state.picker.arrived(id, group);
+        }
         let mut now = 0;
         let mut most = |held: [u32; 4]| {
             for ((id, _), held) in conns.iter().zip(held) {

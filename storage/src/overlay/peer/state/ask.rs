@@ -56,9 +56,7 @@ impl State {
         pace.rate = (pace.bytes as f64 / took as f64).max(pace.rate * PACE_KEPT);
         (pace.since, pace.bytes) = (now, 0);
         let ours = self.conns.iter().filter(|(_, conn)| conn.kind == Kind::Ours);
-        let held = ours.map(|(id, _)| self.picker.source_count(*id) > self.stored.count());
-        let (more, all) = held.fold((0, 0), |(more, all), ahead| (more + usize::from(ahead), all + 1));
-        let behind = 2 * more > all;
+        let behind = self.picker.behind(ours.map(|(id, _)| *id));
         let ahead_ms = pace.quickest.map_or(AHEAD_MS, |took| (took as f64 * AHEAD_ANSWERS).max(AHEAD_MS));
         let fair = ahead(pace.rate, ahead_ms, layout);
         pace.asked_most = if behind { fair + fair / 2 } else { fair };
