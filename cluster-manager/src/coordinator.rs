@@ -95,7 +95,7 @@ enum Done {
     },
     Prepared {
         job: JobId,
-        film: FilmJob,
+        film: Box<FilmJob>,
         store: Option<Store>,
         result: Result<Box<Prepared>, FilmFailure>,
     },

@@ -63,7 +63,7 @@ impl Coordinator {
                     hint: Some("submit it again".into()),
                 }),
             };
-            let _ = done.send(Done::Prepared { job, film, store, result }).await; // fails only when we are leaving
+            let _ = done.send(Done::Prepared { job, film: Box::new(film), store, result }).await; // fails only when we are leaving
         });
         let Some(record) = self.records.get(id) else { return Ok(()) };
         let (kind, deadline, budget) = record.terms();
@@ -92,7 +92,7 @@ impl Coordinator {
     pub(super) fn prepared(
         &mut self,
         id: JobId,
-        film: FilmJob,
+        film: Box<FilmJob>,
         store: Option<Store>,
         result: Result<Box<Prepared>, FilmFailure>,
     ) -> Result<()> {
