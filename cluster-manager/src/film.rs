@@ -135,10 +135,8 @@ impl FilmJob {
         match join(self.plan(store, chunk_seconds), self.claim(store)).await {
             (Ok(prepared), claimed) => claimed.map(|()| prepared),
             (Err(failure), claimed) => {
-                if claimed.is_ok()
-                    && let Err(error) = self.unclaim(store).await
-                {
-                    warn!(job = self.id, %error, "the target stays claimed");
+                if claimed.is_ok() {
+                    self.give_back(store).await;
                 }
                 Err(failure)
             }
@@ -211,8 +209,14 @@ impl FilmJob {
         self.unclaim(store).await
     }
 
-    /// Gives the target back; what was written there stays.
-    pub async fn unclaim(&self, store: &Store) -> Result<(), StoreError> {
+    /// After [`Self::prepare`], where nothing else was written.
+    pub async fn give_back(&self, store: &Store) {
+        if let Err(error) = self.unclaim(store).await {
+            warn!(job = self.id, %error, "the target stays claimed");
+        }
+    }
+
+    async fn unclaim(&self, store: &Store) -> Result<(), StoreError> {
         store.delete(&self.target.join(CLAIM)?).await
     }
 

@@ -18,6 +18,7 @@ use clap::{Args, Subcommand};
 use futures::future::{self, OptionFuture};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
+use storage::hex::percent_encoded;
 use storage::overlay::client::{Controller, Member, Stopped};
 use storage::overlay::layout::Layout;
 use storage::overlay::metainfo::Metainfo;
@@ -296,10 +297,7 @@ pub async fn start(args: &ServeArgs, opened: Opened, from_store: u64) -> Result<
 
 /// The URL at which nodes find the swarm; names may hold what URLs may not.
 fn swarm_url(listen: SocketAddr, name: &str) -> String {
-    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._~".contains(&b);
-    let name: String =
-        name.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect();
-    format!("http://{listen}/{name}")
+    format!("http://{listen}/{}", percent_encoded(name))
 }
 
 /// Waits for the pass while showing it; interrupted, what it found is kept.

@@ -99,11 +99,7 @@ impl Coordinator {
         if self.records.get(&id).is_none_or(|r| r.ended.is_some()) {
             // Cancelled meanwhile: the claim came after everything else was released.
             if let (Some(store), Ok(_)) = (store, result) {
-                self.spawn("release", async move {
-                    if let Err(error) = film.unclaim(&store).await {
-                        warn!(job = film.id, %error, "the target stays claimed");
-                    }
-                });
+                self.spawn("release", async move { film.give_back(&store).await });
             }
             return Ok(());
         }

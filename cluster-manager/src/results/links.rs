@@ -1,6 +1,6 @@
 //! How a document names the objects it points at.
 
-use std::fmt::Write;
+use storage::hex::percent_encoded;
 
 /// Relative names suit the stored documents; absolute ones a copy with presigned URLs, for a private bucket.
 #[derive(Clone, Copy)]
@@ -16,14 +16,14 @@ impl Links<'_> {
     /// unless an `Absolute` function puts one there.
     pub(super) fn reference(&self, key: &str) -> String {
         match self {
-            Self::Relative { .. } => percent_encode(key),
+            Self::Relative { .. } => percent_encoded(key),
             Self::Absolute(locate) => locate(key),
         }
     }
 
     pub(super) fn absolute(&self, key: &str) -> String {
         match self {
-            Self::Relative { base } => format!("{base}{}", percent_encode(key)),
+            Self::Relative { base } => format!("{base}{}", percent_encoded(key)),
             Self::Absolute(locate) => locate(key),
         }
     }
@@ -34,18 +34,6 @@ impl Links<'_> {
             Self::Absolute(_) => None,
         }
     }
-}
-
-/// Everything but unreserved characters and `/` becomes `%XX`, so that a colon cannot look like a scheme and an
-/// ampersand needs no second escape.
-fn percent_encode(key: &str) -> String {
-    key.bytes().fold(String::with_capacity(key.len()), |mut url, byte| {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => url.push(byte as char),
-            _ => drop(write!(url, "%{byte:02X}")),
-        }
-        url
-    })
 }
 
 /// Text or attribute value for XML 1.0; characters which XML cannot hold at all are left out.

@@ -41,7 +41,7 @@ impl Layout {
     /// a link as it has ways to go, whatever the rate; so what a load lacks of its bound is some hundred groups' worth.
     pub fn for_total(total: u64) -> Option<Self> {
         let share = (total / 1024).max(1);
-        let group = (share.next_power_of_two() >> u32::from(!share.is_power_of_two())).clamp(GROUP_MIN, GROUP_MAX);
+        let group = (1 << share.ilog2()).clamp(GROUP_MIN, GROUP_MAX);
         let piece = share.next_power_of_two().clamp(group, PIECE_MAX / 2);
         let chunk = (total / 4096).max(1).next_power_of_two().clamp(CHUNK_MIN, CHUNK_MAX);
         Self::new(total, group, piece, chunk)

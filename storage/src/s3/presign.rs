@@ -19,6 +19,7 @@ use aws_sigv4::sign::v4;
 
 use super::failure::failure;
 use crate::error::{Reason, StoreError};
+use crate::hex::percent_encoded;
 use crate::object::ObjectPath;
 
 #[derive(Clone, Debug)]
@@ -80,7 +81,7 @@ impl Presigner {
     ) -> Option<String> {
         let keys = self.keys.as_ref()?;
         let stem = self.stem(path.bucket(), keys).await?;
-        let uri = format!("{stem}{}?x-id={operation}", encoded(path.key()));
+        let uri = format!("{stem}{}?x-id={operation}", percent_encoded(path.key()));
         signed(keys, method, uri, headers, ttl, SystemTime::now())
     }
 
@@ -123,18 +124,6 @@ fn signed(
     let (signing, _) = sign(unsigned, &params).ok()?.into_parts();
     signing.apply_to_request_http1x(&mut request);
     Some(request.uri().to_string())
-}
-
-/// A key as it stands in a URL (RFC 3986): all but unreserved characters and slashes as `%XX`.
-fn encoded(key: &str) -> String {
-    let mut text = String::with_capacity(key.len());
-    for byte in key.bytes() {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' | b'/' => text.push(byte.into()),
-            other => text += &format!("%{other:02X}"),
-        }
-    }
-    text
 }
 
 fn expiry(ttl: Duration, path: &ObjectPath) -> Result<PresigningConfig, StoreError> {

@@ -423,6 +423,16 @@ mod tests {
         (state, conns)
     }
 
+    /// The same, whose neighbours hold all and are asked.
+    fn peer_of_seeders(links: u64, meta: &Metainfo) -> (State, Vec<(SourceId, Arc<Notify>)>) {
+        let (mut state, conns) = peer(links, meta);
+        for (id, _) in &conns {
+            (0..meta.layout.groups()).for_each(|g| state.picker.source_has(*id, g));
+            state.fill(0, *id, meta);
+        }
+        (state, conns)
+    }
+
     #[test]
     fn packets_of_news_of_a_busy_peer_do_not_grow_with_the_neighbours_and_each_hears_in_turn() {
         let meta = meta(3 << 20);
@@ -476,11 +486,7 @@ mod tests {
     #[test]
     fn so_much_is_asked_of_all_together_as_comes_in_a_tenth_of_a_second() {
         let meta = meta(64 << 20);
-        let (mut state, conns) = peer(4, &meta);
-        for (id, _) in &conns {
-            (0..meta.layout.groups()).for_each(|g| state.picker.source_has(*id, g));
-            state.fill(0, *id, &meta);
-        }
+        let (mut state, conns) = peer_of_seeders(4, &meta);
         let asked = |state: &State| state.conns.values().map(|conn| conn.asked).collect::<Vec<_>>();
         assert_eq!(asked(&state), [1; 4]);
         // A group every 2 ms.
@@ -497,11 +503,7 @@ mod tests {
     #[test]
     fn neighbours_all_of_whom_are_far_are_asked_for_more_and_more() {
         let meta = meta(64 << 20);
-        let (mut state, conns) = peer(4, &meta);
-        for (id, _) in &conns {
-            (0..meta.layout.groups()).for_each(|g| state.picker.source_has(*id, g));
-            state.fill(0, *id, &meta);
-        }
+        let (mut state, conns) = peer_of_seeders(4, &meta);
         let expected = |state: &State| {
             let of = |id: SourceId| {
                 (0..meta.layout.groups()).filter(move |g| state.picker.expects(id, *g)).map(move |g| (id, g))
