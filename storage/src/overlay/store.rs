@@ -218,9 +218,8 @@ impl Store {
         }
         let staging = dir.join(format!(".{name}.starling"));
         let data = staging.join("data");
-        // Another part of the same dataset, or the same in other groups, is another thing.
-        let group = meta.layout.group_len_max().to_be_bytes();
-        let head = Sha1::digest([&meta.info_hash[..], &group, &want.to_wire()].concat()).into();
+        // Another part of the same dataset, or the same in other groups, is another thing: other groups are wanted.
+        let head = Sha1::digest([&meta.info_hash[..], &want.to_wire()].concat()).into();
         let mut have = Bits::new(meta.layout.groups());
         match fs::read(staging.join("have")) {
             Ok(saved) => {
@@ -274,7 +273,7 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     use super::*;
-    use crate::overlay::layout::Layout;
+    use crate::overlay::layout::{CHUNK_MIN, GROUP_MAX, GROUP_MIN, Layout};
     use crate::overlay::metainfo::{File as Entry, Maker};
 
     fn meta(data: &[u8], files: Vec<Entry>) -> Metainfo {
@@ -320,6 +319,22 @@ mod tests {
         store.save(&store.files, &have).unwrap();
         let (_, have) = Store::open(dir.path(), &meta(&[2; 70_000], whole(70_000))).unwrap();
         assert!(have.is_empty());
+    }
+
+    #[test]
+    fn state_of_the_same_dataset_in_other_groups_is_not_believed() {
+        let dir = tempfile::tempdir().unwrap();
+        let cut = |group| {
+            let mut maker = Maker::new(Layout::new(131_072, group, GROUP_MAX, CHUNK_MIN).unwrap());
+            maker.update(&[1; 131_072]);
+            maker.finish("set", vec![Entry { path: vec![], len: 131_072 }], "t").unwrap().0
+        };
+        let (long, short) = (cut(GROUP_MAX), cut(GROUP_MIN));
+        assert_eq!(long.info_hash, short.info_hash);
+        let (store, mut have) = Store::open(dir.path(), &long).unwrap();
+        have.set(1);
+        store.save(&store.files, &have).unwrap();
+        assert!(Store::open(dir.path(), &short).unwrap().1.is_empty());
     }
 
     #[test]
