@@ -12,7 +12,7 @@ mod rooms;
 mod share;
 mod tasks;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -82,10 +82,6 @@ enum Done {
         task: TaskId,
         url: Result<String, String>,
     },
-    /// Orders stand in the store, perhaps of a job that has ended meanwhile.
-    Written {
-        job: JobId,
-    },
     /// How the bytes of a lease's parts reach the guests.
     Shared {
         lease: LeaseId,
@@ -111,6 +107,9 @@ enum Done {
         result: Result<(), FilmFailure>,
     },
     Told {
+        job: JobId,
+    },
+    Released {
         job: JobId,
     },
     Settled(Result<Settled, JournalError>),
@@ -153,6 +152,8 @@ pub struct Coordinator {
     records: BTreeMap<JobId, Record>,
     /// Jobs with a publication under way: whether another is wanted after it.
     publishing: BTreeMap<JobId, bool>,
+    /// Ended jobs whose targets are being tidied.
+    releasing: BTreeSet<JobId>,
     /// What is known of a verified part between the check and the domain's word that it counts.
     checked: BTreeMap<(JobId, u32, u32), Verified>,
     /// When the last ad went out, its number, and the capacity in it.
@@ -232,6 +233,7 @@ impl Coordinator {
             throttled: Vec::new(),
             records,
             publishing: BTreeMap::new(),
+            releasing: BTreeSet::new(),
             checked: BTreeMap::new(),
             ad: None,
             changed_at: None,
@@ -368,7 +370,7 @@ impl Coordinator {
             return;
         };
         let (agent, mut quiet) = (self.agent.clone(), self.asked.subscribe());
-        let (writer, job) = (self.order_writer(&envelope), envelope.job.clone());
+        let writer = self.order_writer(&envelope);
         let committed = match &envelope.body {
             Body::Commit(commit) => self.domain.book().leases.get(&commit.lease).map(|lease| lease.parts.clone()),
             _ => None,
@@ -394,7 +396,6 @@ impl Coordinator {
             if let (Some(writer), Some(parts)) = (writer, committed) {
                 let _ = tokio::time::timeout(ORDERS_AFTER, quiet.wait_for(|asked| *asked == 0)).await;
                 writer.write_all(&parts).await;
-                let _ = done.send(Done::Written { job }).await;
             }
         });
     }
@@ -418,12 +419,6 @@ impl Coordinator {
                 self.shared(lease, job, choice, swarm);
                 Ok(())
             }
-            Done::Written { job } => {
-                if self.records.get(&job).is_some_and(Record::is_without_result) {
-                    self.discard_orders(&job);
-                }
-                Ok(())
-            }
             Done::Ordered { task, url: Err(reason) } => self.task_lost(task, "order-not-written", &reason),
             Done::Prepared { job, film, store, result } => self.prepared(job, film, store, result),
             Done::Checked { job, part, attempt, result } => {
@@ -437,6 +432,10 @@ impl Coordinator {
             }
             Done::Published { job, complete, result } => self.published(job, complete, result),
             Done::Told { job } => self.journal_job(JobEvent::Told { id: job }),
+            Done::Released { job } => {
+                self.releasing.remove(&job);
+                self.journal_job(JobEvent::Released { id: job })
+            }
             Done::Settled(result) => {
                 self.settling = false;
                 Ok(self.journal.settled(result?)?)
@@ -445,6 +444,7 @@ impl Coordinator {
     }
 
     async fn keep_house(&mut self) -> Result<()> {
+        self.release_ended();
         self.archive_ended()?;
         self.settle();
         self.drop_shares();

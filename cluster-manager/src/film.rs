@@ -179,14 +179,13 @@ impl FilmJob {
         match store.put(&claim, Bytes::from(body), options).await {
             Ok(_) => Ok(()),
             Err(error) if error.code() == "exists" => {
-                let holder = store.get(&claim, 1 << 20).await.map_err(|e| self.target_failure(&e))?;
-                let holder: serde_json::Value = serde_json::from_slice(&holder).unwrap_or_default();
-                if holder["job"] == self.id.as_str() {
+                let holder = self.holder(store).await.map_err(|e| self.target_failure(&e))?;
+                if holder == self.id.as_str() {
                     return Ok(());
                 }
                 Err(FilmFailure::new(
                     "target-occupied",
-                    format!("{} already holds the result of job {}", self.job.target, holder["job"]),
+                    format!("{} already holds the result of job {holder}", self.job.target),
                     "choose another target, or delete what is there",
                 ))
             }
@@ -194,19 +193,43 @@ impl FilmJob {
         }
     }
 
-    /// After a job that ended without a result: nothing that it wrote is left, and the target may be used again.
+    /// The job that has claimed the target.
+    async fn holder(&self, store: &Store) -> Result<serde_json::Value, StoreError> {
+        let claim = store.get(&self.target.join(CLAIM)?, 1 << 20).await?;
+        let claim: serde_json::Value = serde_json::from_slice(&claim).unwrap_or_default();
+        Ok(claim["job"].clone())
+    }
+
+    /// After a job that ended without a result, when nobody writes for it any more: nothing that it wrote is left, and the target may
+    /// be used again. `prepared`: `None` before there was anything to write. Where another job has the target by now, only what bears this
+    /// one's name is removed: results of both may have the same names.
     pub async fn release(
         &self,
         store: &Store,
-        prepared: &Prepared,
+        prepared: Option<&Prepared>,
         attempts: &BTreeMap<u32, u32>,
         verified: &BTreeMap<u32, Verified>,
     ) -> Result<(), StoreError> {
-        for document in self.results(prepared, verified).unwrap_or_default() {
-            store.delete(&self.target.join(&document.key)?).await?;
+        let is_ours = match self.holder(store).await {
+            Ok(holder) => holder == self.id.as_str(),
+            Err(error) if error.code() == "not-found" => false,
+            Err(error) => return Err(error),
+        };
+        let (nothing, none) = (BTreeMap::new(), BTreeMap::new());
+        match prepared {
+            Some(prepared) if is_ours => {
+                for document in self.results(prepared, verified).unwrap_or_default() {
+                    store.delete(&self.target.join(&document.key)?).await?;
+                }
+                self.tidy(store, prepared, attempts, &nothing).await?;
+            }
+            Some(prepared) => self.tidy(store, prepared, &none, &nothing).await?,
+            None => {}
         }
-        self.tidy(store, prepared, attempts, &BTreeMap::new()).await?;
-        self.unclaim(store).await
+        if is_ours {
+            self.unclaim(store).await?;
+        }
+        Ok(())
     }
 
     /// After [`Self::prepare`], where nothing else was written.

@@ -63,6 +63,10 @@ pub enum JobEvent {
     Told {
         id: JobId,
     },
+    /// Of a job without a result: nothing that it wrote is in its target any more.
+    Released {
+        id: JobId,
+    },
     /// Its last state is in the archive; nothing of it is kept in memory.
     Archived {
         id: JobId,
@@ -79,6 +83,7 @@ impl JobEvent {
             | Self::Published { id, .. }
             | Self::Ended { id, .. }
             | Self::Told { id }
+            | Self::Released { id }
             | Self::Archived { id } => id,
         }
     }
@@ -114,6 +119,7 @@ pub struct Record {
     pub published: Option<Millis>,
     pub ended: Option<(Millis, bool, Option<ErrorDoc>)>,
     pub told: bool,
+    pub released: bool,
 }
 
 impl Record {
@@ -133,6 +139,7 @@ impl Record {
             published: None,
             ended: None,
             told: false,
+            released: false,
         })
     }
 
@@ -152,6 +159,7 @@ impl Record {
             }
             JobEvent::Ended { at, cancelled, error, .. } => self.ended = Some((at, cancelled, error)),
             JobEvent::Told { .. } => self.told = true,
+            JobEvent::Released { .. } => self.released = true,
         }
     }
 
@@ -175,9 +183,14 @@ impl Record {
         !self.told && matches!(self.ended, Some((_, false, _)))
     }
 
-    /// Failed or cancelled.
-    pub fn is_without_result(&self) -> bool {
-        matches!(self.ended, Some((_, true, _) | (_, _, Some(_))))
+    /// It has failed or was cancelled, and what it wrote is not known to be gone.
+    pub fn is_unreleased(&self) -> bool {
+        !self.released && matches!(self.ended, Some((_, true, _) | (_, _, Some(_))))
+    }
+
+    /// Somebody may be writing for it: whoever does holds what was prepared.
+    pub fn is_written_for(&self) -> bool {
+        self.prepared.as_ref().is_some_and(|(_, prepared)| Arc::strong_count(prepared) > 1)
     }
 
     /// What its negotiation goes by: kind, deadline and budget.

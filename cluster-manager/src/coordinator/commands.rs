@@ -142,7 +142,6 @@ impl Coordinator {
         if self.records.get(&job).is_some_and(|record| record.ended.is_none()) {
             self.step(Input::CancelJob { job: job.clone(), reason: "cancelled by its owner".into() })?;
             self.journal_job(JobEvent::Ended { id: job.clone(), at: now(), cancelled: true, error: None })?;
-            self.release_target(&job);
             self.tell_owner(&job);
         }
         let document = self.show().job(&id).unwrap_or_default();

@@ -22,6 +22,10 @@ use crate::record::{self, JobEvent, Piece, Record};
 use crate::shell;
 use crate::view::{JobDoc, OfferDoc};
 
+/// Before each try to tidy the target of a job without a result; first while guests stop, which they do after their domain has said
+/// so.
+const RELEASE_AFTER: [Duration; 4] =
+    [Duration::from_millis(500), Duration::from_secs(5), Duration::from_secs(30), Duration::from_secs(120)];
 /// Between two tries to tell an owner how a job has ended.
 const TELL_AGAIN: Duration = Duration::from_secs(5);
 
@@ -271,7 +275,6 @@ impl Coordinator {
         warn!(job = %id, code, "failed");
         let failure = FilmFailure::at_work(code, message);
         self.journal_job(record::failed(id, now(), &failure))?;
-        self.release_target(id);
         self.tell_owner(id);
         Ok(())
     }
@@ -282,15 +285,37 @@ impl Coordinator {
         job.map(|job| job.parts.iter().map(|(n, part)| (*n, part.attempt)).collect()).unwrap_or_default()
     }
 
-    /// A job that has no result leaves its target free.
-    pub(super) fn release_target(&self, id: &JobId) {
-        let Some(record) = self.records.get(id) else { return };
-        let (Some((_, prepared)), Some(store)) = (record.prepared.clone(), self.store_of(id).cloned()) else { return };
-        let (film, verified, attempts) = (record.film.clone(), record.verified.clone(), self.attempts(id));
+    /// A job that has no result leaves its target free, once its domains have been told and nobody here writes for it any more.
+    pub(super) fn release_ended(&mut self) {
+        let is_quiet = |id: &JobId, record: &Record| {
+            record.is_unreleased()
+                && !record.is_written_for()
+                && !self.releasing.contains(id)
+                && self.domain.book().is_over(id)
+        };
+        let quiet: Vec<_> = self.records.iter().filter(|(id, r)| is_quiet(id, r)).map(|(id, _)| id.clone()).collect();
+        for job in quiet {
+            self.release_target(job);
+        }
+    }
+
+    fn release_target(&mut self, job: JobId) {
+        let Some(record) = self.records.get(&job) else { return };
+        let (film, verified, attempts) = (record.film.clone(), record.verified.clone(), self.attempts(&job));
+        let prepared = record.prepared.as_ref().map(|(_, prepared)| prepared.clone());
+        let (store, done) = (self.store_of(&job).cloned(), self.done.0.clone());
+        self.releasing.insert(job.clone());
         self.spawn("release", async move {
-            if let Err(error) = film.release(&store, &prepared, &attempts, &verified).await {
-                warn!(%error, "the target could not be tidied");
+            if let Some(store) = store {
+                for wait in RELEASE_AFTER {
+                    tokio::time::sleep(wait).await;
+                    match film.release(&store, prepared.as_deref(), &attempts, &verified).await {
+                        Ok(()) => break,
+                        Err(error) => warn!(%job, %error, "the target could not be tidied"),
+                    }
+                }
             }
+            let _ = done.send(Done::Released { job }).await; // fails only when we are leaving
         });
     }
 
@@ -346,6 +371,7 @@ impl Coordinator {
         let is_over = |id: &JobId, record: &Record| {
             record.ended.is_some()
                 && !record.is_untold()
+                && !record.is_unreleased()
                 && !self.publishing.contains_key(id)
                 && self.domain.book().is_over(id)
         };

@@ -151,7 +151,7 @@ impl Coordinator {
 
     pub(super) fn order_for_myself(&self, home: &DomainId, job: &JobId, task: TaskId) {
         let Some(writer) = self.writer(home, job) else { return };
-        let (done, job) = (self.done.0.clone(), job.clone());
+        let done = self.done.0.clone();
         self.spawn("order", async move {
             let written = writer.write(task.part, task.attempt).await;
             let url = match written {
@@ -160,17 +160,6 @@ impl Coordinator {
             };
             let url = url.map_err(|error| error.to_string());
             let _ = done.send(Done::Ordered { task, url }).await; // fails only when we are leaving
-            let _ = done.send(Done::Written { job }).await;
-        });
-    }
-
-    /// Orders that were still being written when their job ended. Only these: its target may be another job's by now.
-    pub(super) fn discard_orders(&self, id: &JobId) {
-        let Some(OrderWriter { film, prepared, store, .. }) = self.writer(&self.me, id) else { return };
-        self.spawn("discard", async move {
-            if let Err(error) = film.tidy(&store, &prepared, &BTreeMap::new(), &BTreeMap::new()).await {
-                warn!(%error, "orders are left in the target");
-            }
         });
     }
 }

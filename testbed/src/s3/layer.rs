@@ -129,18 +129,22 @@ pub struct Faults {
     /// Delay before every answer.
     #[arg(long, default_value_t = 0)]
     pub latency_ms: u64,
+    /// As much more before an object is written.
+    #[arg(long, default_value_t = 0)]
+    pub put_latency_ms: u64,
     #[arg(long, default_value_t = 0)]
     pub fault_seed: u64,
 }
 
 impl Faults {
     /// The flags of `testbed s3` that make these faults.
-    pub fn flags(&self) -> [String; 5] {
+    pub fn flags(&self) -> [String; 6] {
         [
             format!("--refuse-share={}", self.refuse_share),
             format!("--retry-after-s={}", self.retry_after_s),
             format!("--cut-share={}", self.cut_share),
             format!("--latency-ms={}", self.latency_ms),
+            format!("--put-latency-ms={}", self.put_latency_ms),
             format!("--fault-seed={}", self.fault_seed),
         ]
     }
@@ -171,10 +175,12 @@ impl<S: Http> Service<Request<Incoming>> for Faulty<S> {
             let mut dice = self.dice.lock().unwrap_or_else(PoisonError::into_inner);
             (dice.f64() < faults.refuse_share, dice.f64() < faults.cut_share)
         };
+        let more_ms = if request.method() == Method::PUT { faults.put_latency_ms } else { 0 };
+        let latency = Duration::from_millis(faults.latency_ms + more_ms);
         let answer = (!refuse).then(|| self.inner.call(request));
         Box::pin(async move {
-            if faults.latency_ms > 0 {
-                tokio::time::sleep(Duration::from_millis(faults.latency_ms)).await;
+            if !latency.is_zero() {
+                tokio::time::sleep(latency).await;
             }
             match answer {
                 None => Ok(slow_down(faults.retry_after_s)),

@@ -254,7 +254,7 @@ async fn a_running_job_is_told_of_in_the_room_and_cancelled_by_its_owner_alone()
     let idle = async || {
         let encodes = processes(&mark).iter().any(|(_, line)| line[0].ends_with("ffmpeg"));
         let free = stage.domains().await.iter().all(|domain| domain.slots_free == 2);
-        (!encodes && free && stage.list("cancelled/.starling").await.is_empty()).then_some(())
+        (!encodes && free && stage.list("cancelled/").await.is_empty()).then_some(())
     };
     stage.wait("all domains to be idle", idle).await;
     let again = stage.submit(&Order::new("film.mp4", "cancelled")).await;

@@ -11,21 +11,28 @@ use cluster_manager::view::ErrorDoc;
 use federation::id::{JobId, Millis};
 use federation::xmpp::{Agent, AgentEvent, XmppConfig};
 use serde_json::{Value, json};
+use storage::s3::{ObjectPath, PutOptions, Store};
 use testbed::ca::Ca;
 use testbed::prosody::{Ports, Prosody, ProsodyConfig};
+use testbed::s3::{S3Server, S3ServerConfig};
 use tokio::sync::{mpsc, oneshot, watch};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const PASSWORD: &str = "only here";
-const JOB: &str = "<job xmlns='urn:starling:job:1' kind='transcode'><source>s3://films/none.mp4</source>\
-                   <target>s3://films/out/</target><rendition height='90' codec='h264' crf='23'/></job>";
 
-#[tokio::test]
-async fn an_owner_hears_of_an_end_that_was_written_down_right_before_a_crash() {
-    tokio::task::LocalSet::new().run_until(tokio::time::timeout(PATIENCE, hears_of_it())).await.expect("in time");
+fn job(target: &str) -> String {
+    format!(
+        "<job xmlns='urn:starling:job:1' kind='transcode'><source>s3://films/none.mp4</source>\
+         <target>s3://films/{target}/</target><rendition height='90' codec='h264' crf='23'/></job>"
+    )
 }
 
-async fn hears_of_it() {
+#[tokio::test]
+async fn an_end_that_was_written_down_right_before_a_crash_is_told_and_its_target_given_back() {
+    tokio::task::LocalSet::new().run_until(tokio::time::timeout(PATIENCE, ends_well())).await.expect("in time");
+}
+
+async fn ends_well() {
     let dir = tempfile::tempdir().unwrap();
     let ip = "127.0.0.1".parse().unwrap();
     let place = (ip, Ports::pick(ip).unwrap());
@@ -34,18 +41,32 @@ async fn hears_of_it() {
     config.federation_members = Some(Vec::new());
     let server = Prosody::start(config, &Ca::new("test CA").unwrap()).await.unwrap();
 
-    // What a manager leaves that dies between writing down the end and telling it.
-    let (state, id) = (dir.path().join("state"), JobId("j-told".into()));
+    // What a manager leaves that dies between writing down the end and telling it, and the claims of the targets.
+    let state = dir.path().join("state");
     std::fs::create_dir_all(&state).unwrap();
-    let error = ErrorDoc { code: "source-missing".into(), message: "it is not there".into(), hint: None, line: None };
     let owner = "client@a.test".to_owned();
-    let left = [
-        JobEvent::Accepted { id: id.clone(), at: Millis(1), owner, xml: JOB.into(), sealed: None },
-        JobEvent::Ended { id: id.clone(), at: Millis(2), cancelled: false, error: Some(error) },
-    ];
+    let accepted = |id: &str, target: &str| {
+        let (id, at, owner) = (JobId(id.into()), Millis(1), owner.clone());
+        JobEvent::Accepted { id, at, owner, xml: job(target), sealed: None }
+    };
+    let error = ErrorDoc { code: "source-missing".into(), message: "it is not there".into(), hint: None, line: None };
+    let ended = |id: &str, error: Option<ErrorDoc>| {
+        let (id, at) = (JobId(id.into()), Millis(2));
+        JobEvent::Ended { id, at, cancelled: error.is_none(), error }
+    };
+    let left =
+        [accepted("j-told", "out"), ended("j-told", Some(error)), accepted("j-late", "taken"), ended("j-late", None)];
     let mut journal = Journal::open(&state.join("journal")).unwrap();
     journal.append(&left.map(|event| json!({ "Job": event }))).unwrap();
     drop(journal);
+    let s3 =
+        S3Server::start(S3ServerConfig { root: dir.path().join("s3"), ..S3ServerConfig::default() }).await.unwrap();
+    let store = Store::connect(&s3.client()).await.unwrap();
+    let claim = |target: &str| ObjectPath::new("films", &format!("{target}/starling.json")).unwrap();
+    for (target, holder) in [("out", "j-told"), ("taken", "j-next")] {
+        let body = json!({ "job": holder }).to_string().into();
+        store.put(&claim(target), body, PutOptions::default()).await.unwrap();
+    }
 
     let mut account = XmppConfig::new("client@a.test", PASSWORD, server.c2s().to_string());
     account.ca_file = Some(server.ca_file());
@@ -55,6 +76,11 @@ async fn hears_of_it() {
     let config = json!({
         "domain": "a.test",
         "state_dir": state,
+        "s3": {
+            "endpoint": s3.endpoint(),
+            "access_key": s3.client().access_key,
+            "secret_key": s3.client().secret_key.unwrap().expose(),
+        },
         "xmpp": { "jid": "cm@a.test", "password": PASSWORD, "address": server.c2s().to_string(), "ca_file": server.ca_file() },
         "rooms": {
             "cluster": "cluster@conference.a.test",
@@ -79,16 +105,21 @@ async fn hears_of_it() {
         }
         // Then it leaves memory, and is still shown; also after the next start.
         let is_kept = |now: &Arc<Snapshot>| {
-            now.ready && now.jobs.is_empty() && now.ended.as_ref().is_some_and(|ended| ended.get("j-told").is_some())
+            let ended = |id| now.ended.as_ref().is_some_and(|ended| ended.get(id).is_some());
+            now.ready && now.jobs.is_empty() && ended("j-told") && ended("j-late")
         };
         let document =
             snapshot.wait_for(is_kept).await.unwrap().ended.as_ref().unwrap().get("j-told").unwrap().document;
         assert_eq!((document.state.as_str(), document.error.unwrap().code.as_str()), ("failed", "source-missing"));
+        assert_eq!(store.head(&claim("out")).await.unwrap_err().code(), "not-found", "given back");
+        store.head(&claim("taken")).await.expect("another job's claim is left alone");
         drop(stop);
         running.await.unwrap().unwrap();
     }
     let journal = Journal::open(&state.join("journal")).unwrap();
     let entries: Vec<Value> = journal.replay().collect::<Result<_, _>>().unwrap();
-    assert_eq!(entries.iter().filter(|entry| entry["Job"]["told"]["id"] == "j-told").count(), 1, "{entries:?}");
+    for (event, id) in [("told", "j-told"), ("released", "j-told"), ("released", "j-late")] {
+        assert_eq!(entries.iter().filter(|entry| entry["Job"][event]["id"] == id).count(), 1, "{entries:?}");
+    }
     client.close().await;
 }
