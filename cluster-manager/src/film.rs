@@ -4,6 +4,7 @@
 //! [`Verified`], which the coordinator journals.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,12 +19,13 @@ use storage::film::fragment::{self, Inspection};
 use storage::film::part::{
     AudioCut, AudioPiece, AudioWork, PartSpec, Rendition, RenditionOutput, Source, VideoWork, Work,
 };
-use storage::film::plan::{Plan, PlanOptions};
+use storage::film::plan::{Heads, Plan, PlanOptions};
 use storage::film::probe::{HEAD_BYTES, Probe, Step};
 use storage::hex::hex;
 use storage::object::ObjectPath;
 use storage::range::ByteRange;
 use storage::s3::{ObjectMeta, PutOptions, Store};
+use tokio::sync::OnceCell;
 use tracing::warn;
 
 use crate::results::{self, Document, Links, Sound, SoundTrack};
@@ -55,6 +57,12 @@ pub struct Prepared {
     pub etag: String,
     pub size: u64,
     pub plan: Plan,
+    /// What it was planned by.
+    #[serde(default)]
+    options: PlanOptions,
+    /// Absent after a restart, and then made once more.
+    #[serde(skip)]
+    heads: OnceCell<Arc<Heads>>,
 }
 
 /// A part whose objects are in the store and are what the order asked for.
@@ -132,7 +140,8 @@ impl FilmJob {
     /// Reads the source's index by ranged GETs and claims the target meanwhile; when it fails it leaves nothing behind. Understanding
     /// the index of a film of two hours takes most of a second of computing.
     pub async fn prepare(&self, store: &Store, chunk_seconds: f64) -> Result<Prepared, FilmFailure> {
-        match join(self.plan(store, chunk_seconds), self.claim(store)).await {
+        let options = PlanOptions { chunk_seconds: self.chunk_seconds(chunk_seconds), ..Default::default() };
+        match join(self.plan(store, options), self.claim(store)).await {
             (Ok(prepared), claimed) => claimed.map(|()| prepared),
             (Err(failure), claimed) => {
                 if claimed.is_ok() {
@@ -147,17 +156,19 @@ impl FilmJob {
         self.job.options.chunk_seconds.map_or(usual, f64::from)
     }
 
-    async fn plan(&self, store: &Store, chunk_seconds: f64) -> Result<Prepared, FilmFailure> {
-        let options = PlanOptions { chunk_seconds: self.chunk_seconds(chunk_seconds), ..Default::default() };
+    async fn plan(&self, store: &Store, options: PlanOptions) -> Result<Prepared, FilmFailure> {
         let first = store.get_first(&self.source, HEAD_BYTES).await;
         let (ObjectMeta { size, etag, .. }, head) = first.map_err(|e| self.source_failure(&e))?;
-        let (mut probe, etag) = (Probe::new(size, options), &etag);
+        let (mut probe, etag) = (Probe::new(size, options.clone()), &etag);
         if let Ok(range) = ByteRange::new(0, head.len() as u64) {
             probe.supply(range, head.to_vec());
         }
         loop {
             match probe.step().map_err(|e| FilmFailure::new(e.code(), format!("{}: {e}", self.job.source), e.hint()))? {
-                Step::Done(plan) => return Ok(Prepared { etag: etag.clone(), size, plan: *plan }),
+                Step::Done(plan, heads) => {
+                    let heads = OnceCell::new_with(Some(Arc::new(heads)));
+                    return Ok(Prepared { etag: etag.clone(), size, plan: *plan, options, heads });
+                }
                 Step::Need(ranges) => {
                     let gets = ranges.into_iter().map(|range| async move {
                         let bytes = store.get_range(&self.source, range, Some(etag)).await;
@@ -169,6 +180,20 @@ impl FilmJob {
                 }
             }
         }
+    }
+
+    /// What is not journaled of the index; read again after a restart.
+    async fn heads<'a>(&self, store: &Store, prepared: &'a Prepared) -> Result<&'a Heads, StoreError> {
+        let read = || async {
+            let failed = |reason, what: String| StoreError::new(reason, "read the index again of", &self.source, what);
+            let again = self.plan(store, prepared.options.clone()).await;
+            let again = again.map_err(|failure| failed(Reason::BadInput, failure.message))?;
+            if again.etag != prepared.etag {
+                return Err(failed(Reason::Changed, "it is not the film that was planned with".into()));
+            }
+            again.heads.into_inner().ok_or_else(|| failed(Reason::BadInput, "it has no heads".into()))
+        };
+        prepared.heads.get_or_try_init(read).await.map(AsRef::as_ref)
     }
 
     async fn claim(&self, store: &Store) -> Result<(), FilmFailure> {
@@ -333,7 +358,8 @@ impl FilmJob {
                     None => None,
                 };
                 let source = self.readable(store, prepared, ttl).await?;
-                Work::Video(VideoWork { source, input: planned.input.clone(), clip: planned.clip, renditions, audio })
+                let input = self.heads(store, prepared).await?.input(part as usize, planned);
+                Work::Video(VideoWork { source, input, clip: planned.clip, renditions, audio })
             }
             None => {
                 let object = self.target.join(&audio_name(attempt))?;

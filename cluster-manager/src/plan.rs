@@ -161,7 +161,7 @@ fn key_frames(data: &dyn ReadAt) -> Result<Vec<u64>, Failure> {
                     probe.supply(range, bytes);
                 }
             }
-            Step::Done(plan) => {
+            Step::Done(plan, _) => {
                 let first = |part: &storage::film::plan::PlannedPart| part.input.ranges.iter().map(|r| r.start()).min();
                 let mut starts: Vec<_> = plan.parts.iter().filter_map(first).collect();
                 starts.sort_unstable();

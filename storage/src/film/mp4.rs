@@ -7,6 +7,8 @@ mod rebuild;
 mod slice;
 pub(crate) mod track;
 
+pub use slice::Cut;
+
 use boxes::{Box, HEADER_MAX, Header, header, name};
 use track::{Kind, Track};
 
@@ -44,7 +46,7 @@ pub struct Walk {
 }
 
 impl Walk {
-    pub fn read(&mut self, bytes: &Sparse, options: &PlanOptions) -> Result<Plan, Halt> {
+    pub fn read(&mut self, bytes: &Sparse, options: &PlanOptions) -> Result<(Plan, slice::Cut), Halt> {
         let moov = loop {
             if let Some(moov) = self.first(b"moov") {
                 break moov;
@@ -82,7 +84,7 @@ impl Walk {
             video,
             audio,
         };
-        Ok(film.plan(options)?)
+        Ok(film.cut(options)?)
     }
 
     fn first(&self, kind: &[u8; 4]) -> Option<Top> {

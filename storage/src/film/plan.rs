@@ -1,7 +1,10 @@
 //! What a film is and how it is cut: the answer of a probe, from which home writes one part order per part.
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
+use super::mp4::Cut;
 use super::part::{Clip, PartInput, Ratio};
 
 /// How to cut, and what a hostile index may cost.
@@ -80,6 +83,7 @@ pub struct AudioInfo {
 /// One part: what to fetch and which frames and sound packets of it count.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PlannedPart {
+    /// Of an MP4 without its head, which [`Heads`] make.
     pub input: PartInput,
     pub clip: Clip,
     pub audio: Option<AudioSpan>,
@@ -94,6 +98,22 @@ pub struct AudioSpan {
     pub lo: Option<i64>,
     pub hi: Option<i64>,
     pub format: String,
+}
+
+/// The heads that are not in the plan. Those of an MP4 are together larger than its index, so each is made when its part is ordered.
+#[derive(Debug, Default)]
+pub struct Heads(pub(super) Option<Box<Cut>>);
+
+impl Heads {
+    /// The input of part number `n` of the plan that came with these heads, whole.
+    pub fn input(&self, n: usize, part: &PlannedPart) -> PartInput {
+        let head = self.0.as_ref().and_then(|cut| cut.head(n, &part.input.ranges));
+        let mut input = part.input.clone();
+        if let Some(head) = head {
+            input.head = STANDARD.encode(head);
+        }
+        input
+    }
 }
 
 impl PlannedPart {

@@ -4,7 +4,7 @@
 //! them in parallel), [`Probe::supply`] takes them, and the last step gives the plan. Same bytes, same plan.
 
 use super::error::FilmError;
-use super::plan::{Plan, PlanOptions};
+use super::plan::{Heads, Plan, PlanOptions};
 use super::sparse::{Halt, Sparse};
 use super::{mkv, mp4, ts};
 use crate::range::ByteRange;
@@ -28,7 +28,7 @@ pub struct Probe {
 pub enum Step {
     /// Bytes to supply, each range as one GET, before stepping on.
     Need(Vec<ByteRange>),
-    Done(Box<Plan>),
+    Done(Box<Plan>, Heads),
 }
 
 impl Probe {
@@ -43,7 +43,7 @@ impl Probe {
             return Err(error.clone());
         }
         match self.read() {
-            Ok(plan) => Ok(Step::Done(Box::new(plan))),
+            Ok((plan, heads)) => Ok(Step::Done(Box::new(plan), heads)),
             Err(Halt::Need(ranges)) => {
                 let wanted: u64 = ranges.iter().map(|range| range.len()).fold(0, u64::saturating_add);
                 if self.supplied.saturating_add(wanted) > self.options.index_bytes_max {
@@ -73,18 +73,19 @@ impl Probe {
         self.failed.insert(error).clone()
     }
 
-    fn read(&mut self) -> Result<Plan, Halt> {
+    fn read(&mut self) -> Result<(Plan, Heads), Halt> {
         let size = self.bytes.size();
         if size == 0 {
             return Err(FilmError::ZeroBytes.into());
         }
         let head = self.bytes.get(0, size.min(HEAD_BYTES), HEAD_BYTES)?;
         if mkv::sniff(head) {
-            mkv::read(&self.bytes, &self.options)
+            Ok((mkv::read(&self.bytes, &self.options)?, Heads::default()))
         } else if ts::sniff(head) {
-            ts::read(&self.bytes, &self.options)
+            Ok((ts::read(&self.bytes, &self.options)?, Heads::default()))
         } else if mp4::sniff(head) {
-            self.mp4.read(&self.bytes, &self.options)
+            let (plan, cut) = self.mp4.read(&self.bytes, &self.options)?;
+            Ok((plan, Heads(Some(Box::new(cut)))))
         } else {
             Err(named(head).into())
         }

@@ -126,7 +126,10 @@ fn plan(film: &[u8]) -> Plan {
     let mut probe = Probe::new(film.len() as u64, options);
     loop {
         match probe.step().unwrap() {
-            Step::Done(plan) => return *plan,
+            Step::Done(mut plan, heads) => {
+                (0..).zip(&mut plan.parts).for_each(|(n, part)| part.input = heads.input(n, part));
+                return *plan;
+            }
             Step::Need(ranges) => {
                 for r in ranges {
                     probe.supply(r, film[r.start() as usize..r.end() as usize].to_vec());

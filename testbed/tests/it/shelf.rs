@@ -181,7 +181,10 @@ fn plan(bytes: &[u8], options: &PlanOptions) -> storage::film::Plan {
     let mut probe = Probe::new(bytes.len() as u64, options.clone());
     loop {
         match probe.step().unwrap() {
-            Step::Done(plan) => return *plan,
+            Step::Done(mut plan, heads) => {
+                (0..).zip(&mut plan.parts).for_each(|(n, part)| part.input = heads.input(n, part));
+                return *plan;
+            }
             Step::Need(ranges) => {
                 for range in ranges {
                     probe.supply(range, cut(bytes, range).to_vec());

@@ -33,7 +33,10 @@ pub fn plan(film: &[u8], parts: u32) -> Plan {
     let mut probe = Probe::new(film.len() as u64, options);
     loop {
         match probe.step().unwrap() {
-            Step::Done(plan) => return *plan,
+            Step::Done(mut plan, heads) => {
+                (0..).zip(&mut plan.parts).for_each(|(n, part)| part.input = heads.input(n, part));
+                return *plan;
+            }
             Step::Need(ranges) => {
                 for range in ranges {
                     probe.supply(range, film[range.start() as usize..range.end() as usize].to_vec());

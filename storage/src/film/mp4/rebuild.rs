@@ -21,14 +21,19 @@ pub struct Slice<'a> {
     pub shift: i64,
 }
 
-/// The head and the ranges that follow it; `size` of the film in bytes.
-pub fn rebuild(ftyp: &[u8], mvhd: &[u8], slices: &[Slice], size: u64) -> Result<(Vec<u8>, Vec<ByteRange>), FilmError> {
+/// Where the bytes of these samples are; `size` of the film in bytes.
+pub fn ranges(slices: &[Slice], size: u64) -> Result<Vec<ByteRange>, FilmError> {
     let used = slices.iter().flat_map(|slice| slice.samples);
     let ranges = coalesce(used.filter_map(|s| ByteRange::new(s.offset, s.end()).ok()), GAP_BYTES.min(size / 1024));
     if ranges.len() > RANGES_MAX {
         return Err(FilmError::Limit { what: "pieces of a part in the file", limit: RANGES_MAX as u64 });
     }
-    let layout = Layout::new(&ranges);
+    Ok(ranges)
+}
+
+/// What stands before these ranges.
+pub fn head(ftyp: &[u8], mvhd: &[u8], slices: &[Slice], ranges: &[ByteRange]) -> Vec<u8> {
+    let layout = Layout::new(ranges);
     let (mut w, mut offsets) = (Writer::default(), Vec::new());
     w.raw(ftyp);
     w.boxed(b"moov", |w| {
@@ -48,7 +53,7 @@ pub fn rebuild(ftyp: &[u8], mvhd: &[u8], slices: &[Slice], size: u64) -> Result<
             *place = u64::from_be_bytes(*place).saturating_add(data).to_be_bytes();
         }
     }
-    Ok((head, ranges))
+    head
 }
 
 /// Where source bytes stand when the ranges are joined.

@@ -1,18 +1,19 @@
 //! Cutting sample lists into parts.
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
+use std::ops::Range;
 
 use super::boxes::Boxes;
-use super::rebuild::{Slice, rebuild};
+use super::rebuild::{self, Slice};
 use super::track::{Sample, Track};
 use crate::film::cut;
 use crate::film::error::{FilmError, damaged};
 use crate::film::part::{Clip, PartInput, Ratio};
 use crate::film::plan::{AudioInfo, AudioSpan, Container, FilmInfo, Plan, PlanOptions, PlannedPart};
 use crate::film::rate;
+use crate::range::ByteRange;
 
 /// Everything that the index said.
+#[derive(Debug)]
 pub struct Film {
     pub container: Container,
     pub size: u64,
@@ -20,6 +21,21 @@ pub struct Film {
     pub mvhd: Vec<u8>,
     pub video: Track,
     pub audio: Option<Track>,
+}
+
+/// A film and which samples are in which part.
+#[derive(Debug)]
+pub struct Cut {
+    film: Film,
+    shift: i64,
+    parts: Vec<Span>,
+}
+
+/// The samples of a part, in decode order.
+#[derive(Debug)]
+struct Span {
+    pictures: Range<usize>,
+    sound: Range<usize>,
 }
 
 /// A place where a part may begin.
@@ -47,7 +63,8 @@ pub fn audio_info(track: &Track) -> Result<AudioInfo, FilmError> {
 }
 
 impl Film {
-    pub fn plan(&self, options: &PlanOptions) -> Result<Plan, FilmError> {
+    /// The heads of the parts are not in the plan.
+    pub fn cut(self, options: &PlanOptions) -> Result<(Plan, Cut), FilmError> {
         self.check()?;
         let shown = shown(&self.video)?;
         let (Some(&first), Some(&last)) = (shown.first(), shown.last()) else { return Err(FilmError::NoVideo) };
@@ -69,13 +86,24 @@ impl Film {
         }
         let shift = self.video.samples.iter().map(|s| s.dts.saturating_sub(s.pts)).max().unwrap_or(0).max(0);
         let frame = |pts: i64| shown.partition_point(|&other| other < pts) as u64;
-        let mut parts = Vec::new();
+        // Of each picture: the earliest that is shown of it and those decoded after it.
+        let mut earliest: Vec<i64> = self.video.samples.iter().map(|sample| sample.pts).collect();
+        for i in (1..earliest.len()).rev() {
+            earliest[i - 1] = earliest[i - 1].min(earliest[i]);
+        }
+        let audio = self.audio_span()?;
+        let (mut parts, mut spans) = (Vec::new(), Vec::new());
         for (key, span) in chosen.iter().zip(cuts.windows(2)) {
             let &[lo, hi] = span else { continue };
-            let samples = self.pictures(key.sample, hi);
-            let base = samples.first().map_or(0, |sample| sample.dts).saturating_sub(shift);
+            // From the key frame to the last picture that is shown before `hi`.
+            let pictures = key.sample..earliest.partition_point(|&pts| pts < hi).max(key.sample);
+            let span = Span { pictures, sound: self.packets(lo, hi, first, end) };
+            let slices = self.slices(&span, shift);
+            let base = slices[0].samples.first().map_or(0, |sample| sample.dts).saturating_sub(shift);
+            let ranges = rebuild::ranges(&slices, self.size)?;
+            spans.push(span);
             parts.push(PlannedPart {
-                input: self.input(samples, shift, lo, hi, first, end)?,
+                input: PartInput { format: "mp4".into(), head: String::new(), ranges },
                 clip: Clip {
                     lo: lo.saturating_sub(base),
                     hi: hi.saturating_sub(base),
@@ -86,7 +114,7 @@ impl Film {
                     constant: constant.is_some(),
                     origin: first.saturating_sub(base),
                 },
-                audio: self.audio_span()?,
+                audio: audio.clone(),
                 start_seconds: seconds(lo),
                 duration_seconds: seconds(hi) - seconds(lo),
             });
@@ -107,7 +135,7 @@ impl Film {
             Some((audio, pts)) => show(audio, pts) + dropped(audio) - show(&self.video, first),
             _ => 0.0,
         };
-        Ok(Plan { film, parts, audio_offset_seconds })
+        Ok((Plan { film, parts, audio_offset_seconds }, Cut { film: self, shift, parts: spans }))
     }
 
     fn check(&self) -> Result<(), FilmError> {
@@ -143,13 +171,6 @@ impl Film {
         if keys.is_empty() { Err(damaged("no key frame")) } else { Ok(keys) }
     }
 
-    /// From the key frame to the last picture, in decode order, that is shown before `hi`.
-    fn pictures(&self, from: usize, hi: i64) -> &[Sample] {
-        let rest = self.video.samples.get(from..).unwrap_or_default();
-        let len = rest.iter().rposition(|sample| sample.pts < hi).map_or(0, |last| last + 1);
-        rest.get(..len).unwrap_or_default()
-    }
-
     fn audio_used(&self) -> Option<&Track> {
         self.audio.as_ref().filter(|_| !self.sound().is_empty())
     }
@@ -167,28 +188,36 @@ impl Film {
         audio.samples.get(..len).unwrap_or_default()
     }
 
-    fn input(
-        &self,
-        pictures: &[Sample],
-        shift: i64,
-        lo: i64,
-        hi: i64,
-        first: i64,
-        end: i64,
-    ) -> Result<PartInput, FilmError> {
+    /// The sound that is heard while pictures from `lo` to `hi` are shown.
+    fn packets(&self, lo: i64, hi: i64, first: i64, end: i64) -> Range<usize> {
+        let Some(audio) = self.audio_used() else { return 0..0 };
+        let sound = self.sound();
+        let index = |pts: i64| {
+            let time = show(&self.video, pts);
+            sound.partition_point(|sample| show(audio, sample.pts) < time)
+        };
+        let from = if lo == first { 0 } else { index(lo) };
+        let to = if hi == end { sound.len() } else { index(hi) };
+        from..to
+    }
+
+    /// The pictures first.
+    fn slices(&self, span: &Span, shift: i64) -> Vec<Slice<'_>> {
+        let pictures = self.video.samples.get(span.pictures.clone()).unwrap_or_default();
         let mut slices = vec![Slice { track: &self.video, samples: pictures, shift }];
         if let Some(audio) = self.audio_used() {
-            let sound = self.sound();
-            let index = |pts: i64| {
-                let time = show(&self.video, pts);
-                sound.partition_point(|sample| show(audio, sample.pts) < time)
-            };
-            let from = if lo == first { 0 } else { index(lo) };
-            let to = if hi == end { sound.len() } else { index(hi) };
-            slices.push(Slice { track: audio, samples: sound.get(from..to).unwrap_or_default(), shift: 0 });
+            let samples = self.sound().get(span.sound.clone()).unwrap_or_default();
+            slices.push(Slice { track: audio, samples, shift: 0 });
         }
-        let (head, ranges) = rebuild(&self.ftyp, &self.mvhd, &slices, self.size)?;
-        Ok(PartInput { format: "mp4".into(), head: STANDARD.encode(head), ranges })
+        slices
+    }
+}
+
+impl Cut {
+    /// What stands before the `ranges` of part `n`.
+    pub fn head(&self, n: usize, ranges: &[ByteRange]) -> Option<Vec<u8>> {
+        let Film { ftyp, mvhd, .. } = &self.film;
+        Some(rebuild::head(ftyp, mvhd, &self.film.slices(self.parts.get(n)?, self.shift), ranges))
     }
 }
 

@@ -30,7 +30,10 @@ pub fn probe(film: &[u8], options: PlanOptions) -> Result<(Plan, Cost), FilmErro
     let mut cost = Cost::default();
     loop {
         match probe.step()? {
-            Step::Done(plan) => return Ok((*plan, cost)),
+            Step::Done(mut plan, heads) => {
+                (0..).zip(&mut plan.parts).for_each(|(n, part)| part.input = heads.input(n, part));
+                return Ok((*plan, cost));
+            }
             Step::Need(ranges) => {
                 assert!(!ranges.is_empty(), "a step that needs nothing");
                 cost.rounds += 1;
