@@ -33,7 +33,7 @@ use xmpp_parsers::minidom::Element;
 
 use crate::archive::Archive;
 use crate::config::Config;
-use crate::film::{FilmFailure, FilmJob, Prepared, Verified};
+use crate::film::{FilmFailure, Prepared, Verified};
 use crate::hosts::{Hosts, TaskId};
 use crate::journal::{Journal, JournalError, Settled};
 use crate::record::{JobEvent, Record};
@@ -91,9 +91,11 @@ enum Done {
     },
     Prepared {
         job: JobId,
-        film: Box<FilmJob>,
-        store: Option<Store>,
         result: Result<Box<Prepared>, FilmFailure>,
+    },
+    Claimed {
+        job: JobId,
+        result: Result<(), FilmFailure>,
     },
     Checked {
         job: JobId,
@@ -353,7 +355,7 @@ impl Coordinator {
                 self.publish(&job);
             }
             Output::AllParts { job } => self.publish(&job),
-            Output::JobFailed { job, code, message } => self.end_failed(&job, &code, &message)?,
+            Output::JobFailed { job, code, message } => self.fail(&job, FilmFailure::at_work(&code, &message))?,
             Output::JobDone { .. } | Output::JobCancelled { .. } => {} // said by us
         }
         Ok(())
@@ -420,7 +422,8 @@ impl Coordinator {
                 Ok(())
             }
             Done::Ordered { task, url: Err(reason) } => self.task_lost(task, "order-not-written", &reason),
-            Done::Prepared { job, film, store, result } => self.prepared(job, film, store, result),
+            Done::Prepared { job, result } => self.prepared(job, result),
+            Done::Claimed { job, result } => result.or_else(|failure| self.fail(&job, failure)),
             Done::Checked { job, part, attempt, result } => {
                 let result = result.map(|verified| {
                     self.checked.insert((job.clone(), part, attempt), verified);

@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use federation::job::{self, Job};
 use federation::message::{Output, PartCall};
-use futures::future::{join, try_join_all};
+use futures::future::try_join_all;
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -26,7 +26,6 @@ use storage::object::ObjectPath;
 use storage::range::ByteRange;
 use storage::s3::{ObjectMeta, PutOptions, Store};
 use tokio::sync::OnceCell;
-use tracing::warn;
 
 use crate::results::{self, Document, Links, Sound, SoundTrack};
 use crate::view::ErrorDoc;
@@ -51,7 +50,7 @@ pub struct FilmJob {
     pub target: ObjectPath,
 }
 
-/// What the index said; enough to write any order.
+/// What the index said: enough to write any order.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Prepared {
     pub etag: String,
@@ -63,6 +62,9 @@ pub struct Prepared {
     /// Absent after a restart, and then made once more.
     #[serde(skip)]
     heads: OnceCell<Arc<Heads>>,
+    /// The target is this job's; asked once in each life.
+    #[serde(skip)]
+    claimed: OnceCell<()>,
 }
 
 /// A part whose objects are in the store and are what the order asked for.
@@ -137,19 +139,10 @@ impl FilmJob {
         self.target.join(relative).ok().filter(|_| !hidden)
     }
 
-    /// Reads the source's index by ranged GETs and claims the target meanwhile; when it fails it leaves nothing behind. Understanding
-    /// the index of a film of two hours takes most of a second of computing.
+    /// Reads the source's index by ranged GETs. Understanding that of a film of two hours takes most of a second of computing.
     pub async fn prepare(&self, store: &Store, chunk_seconds: f64) -> Result<Prepared, FilmFailure> {
         let options = PlanOptions { chunk_seconds: self.chunk_seconds(chunk_seconds), ..Default::default() };
-        match join(self.plan(store, options), self.claim(store)).await {
-            (Ok(prepared), claimed) => claimed.map(|()| prepared),
-            (Err(failure), claimed) => {
-                if claimed.is_ok() {
-                    self.give_back(store).await;
-                }
-                Err(failure)
-            }
-        }
+        self.plan(store, options).await
     }
 
     fn chunk_seconds(&self, usual: f64) -> f64 {
@@ -167,7 +160,14 @@ impl FilmJob {
             match probe.step().map_err(|e| FilmFailure::new(e.code(), format!("{}: {e}", self.job.source), e.hint()))? {
                 Step::Done(plan, heads) => {
                     let heads = OnceCell::new_with(Some(Arc::new(heads)));
-                    return Ok(Prepared { etag: etag.clone(), size, plan: *plan, options, heads });
+                    return Ok(Prepared {
+                        etag: etag.clone(),
+                        size,
+                        plan: *plan,
+                        options,
+                        heads,
+                        claimed: OnceCell::new(),
+                    });
                 }
                 Step::Need(ranges) => {
                     let gets = ranges.into_iter().map(|range| async move {
@@ -196,7 +196,12 @@ impl FilmJob {
         prepared.heads.get_or_try_init(read).await.map(AsRef::as_ref)
     }
 
-    async fn claim(&self, store: &Store) -> Result<(), FilmFailure> {
+    /// Makes sure that the target is this job's, before anybody is let write there.
+    pub async fn claim(&self, store: &Store, prepared: &Prepared) -> Result<(), FilmFailure> {
+        prepared.claimed.get_or_try_init(|| self.put_claim(store)).await.copied()
+    }
+
+    async fn put_claim(&self, store: &Store) -> Result<(), FilmFailure> {
         let claim = self.target.join(CLAIM).map_err(|e| self.target_failure(&e))?;
         let body = serde_json::json!({ "job": self.id }).to_string();
         let options =
@@ -255,13 +260,6 @@ impl FilmJob {
             self.unclaim(store).await?;
         }
         Ok(())
-    }
-
-    /// After [`Self::prepare`], where nothing else was written.
-    pub async fn give_back(&self, store: &Store) {
-        if let Err(error) = self.unclaim(store).await {
-            warn!(job = self.id, %error, "the target stays claimed");
-        }
     }
 
     async fn unclaim(&self, store: &Store) -> Result<(), StoreError> {
@@ -336,6 +334,8 @@ impl FilmJob {
         attempt: u32,
         ttl: Duration,
     ) -> Result<(), StoreError> {
+        let claimed = self.claim(store, prepared).await;
+        claimed.map_err(|failure| StoreError::new(Reason::Exists, "claim", &self.target, failure.message))?;
         let work = match prepared.plan.parts.get(part as usize) {
             Some(planned) => {
                 let mut renditions = Vec::new();

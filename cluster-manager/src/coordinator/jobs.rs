@@ -17,7 +17,7 @@ use super::orders::{ADDRESSES_AHEAD, OrderWriter};
 use super::tasks::HAND_OUT;
 use super::{Coordinator, Done, now};
 use crate::archive::Ended;
-use crate::film::{FilmFailure, FilmJob, Prepared};
+use crate::film::{FilmFailure, Prepared};
 use crate::record::{self, JobEvent, Piece, Record};
 use crate::shell;
 use crate::view::{JobDoc, OfferDoc};
@@ -67,7 +67,7 @@ impl Coordinator {
                     hint: Some("submit it again".into()),
                 }),
             };
-            let _ = done.send(Done::Prepared { job, film: Box::new(film), store, result }).await; // fails only when we are leaving
+            let _ = done.send(Done::Prepared { job, result }).await; // fails only when we are leaving
         });
         let Some(record) = self.records.get(id) else { return Ok(()) };
         let (kind, deadline, budget) = record.terms();
@@ -93,34 +93,42 @@ impl Coordinator {
         })
     }
 
-    pub(super) fn prepared(
-        &mut self,
-        id: JobId,
-        film: Box<FilmJob>,
-        store: Option<Store>,
-        result: Result<Box<Prepared>, FilmFailure>,
-    ) -> Result<()> {
+    pub(super) fn prepared(&mut self, id: JobId, result: Result<Box<Prepared>, FilmFailure>) -> Result<()> {
         if self.records.get(&id).is_none_or(|r| r.ended.is_some()) {
-            // Cancelled meanwhile: the claim came after everything else was released.
-            if let (Some(store), Ok(_)) = (store, result) {
-                self.spawn("release", async move { film.give_back(&store).await });
-            }
-            return Ok(());
+            return Ok(()); // cancelled meanwhile
         }
         match result {
             Ok(prepared) => {
                 info!(job = %id, parts = prepared.plan.parts.len(), bytes = prepared.size, "index read");
                 self.journal_job(JobEvent::Prepared { id: id.clone(), at: now(), prepared })?;
-                self.submit_parts(id)
-            }
-            Err(failure) => {
-                warn!(job = %id, code = failure.code, "cannot be prepared");
-                self.journal_job(record::failed(&id, now(), &failure))?;
-                self.step(Input::FailJob { job: id.clone(), code: failure.code, message: failure.message })?;
-                self.tell_owner(&id);
+                self.submit_parts(id.clone())?;
+                self.claim_target(&id);
                 Ok(())
             }
+            Err(failure) => self.fail(&id, failure),
         }
+    }
+
+    /// Beside the negotiation: the parts' orders wait for it, and nobody is held up before there are any.
+    fn claim_target(&self, id: &JobId) {
+        let Some(OrderWriter { film, prepared, store, .. }) = self.writer(&self.me, id) else { return };
+        let (job, done) = (id.clone(), self.done.0.clone());
+        self.spawn_apart("claim", async move {
+            let result = film.claim(&store, &prepared).await;
+            let _ = done.send(Done::Claimed { job, result }).await; // fails only when we are leaving
+        });
+    }
+
+    /// The job cannot go on.
+    pub(super) fn fail(&mut self, id: &JobId, failure: FilmFailure) -> Result<()> {
+        if self.records.get(id).is_none_or(|r| r.ended.is_some()) {
+            return Ok(());
+        }
+        warn!(job = %id, code = failure.code, "failed");
+        self.journal_job(record::failed(id, now(), &failure))?;
+        self.step(Input::FailJob { job: id.clone(), code: failure.code, message: failure.message })?;
+        self.tell_owner(id);
+        Ok(())
     }
 
     fn submit_parts(&mut self, id: JobId) -> Result<()> {
@@ -156,6 +164,7 @@ impl Coordinator {
             if self.domain.book().jobs.get(&id).is_none_or(|job| job.parts.is_empty()) {
                 self.submit_parts(id.clone())?;
             }
+            self.claim_target(&id);
             self.call_for_sound(&id)?;
             self.publish(&id);
             self.rewrite_orders(&id);
@@ -246,12 +255,7 @@ impl Coordinator {
         let again = self.publishing.remove(&id).unwrap_or(false);
         let Some(record) = self.records.get(&id).filter(|r| r.ended.is_none()) else { return Ok(()) };
         if let Err(failure) = result {
-            self.step(Input::FailJob {
-                job: id.clone(),
-                code: failure.code.clone(),
-                message: failure.message.clone(),
-            })?;
-            return self.end_failed(&id, &failure.code, &failure.message);
+            return self.fail(&id, failure);
         }
         if record.published.is_none() {
             info!(job = %id, "can be played from here on");
@@ -265,17 +269,6 @@ impl Coordinator {
         } else if again {
             self.publish(&id);
         }
-        Ok(())
-    }
-
-    pub(super) fn end_failed(&mut self, id: &JobId, code: &str, message: &str) -> Result<()> {
-        if self.records.get(id).is_none_or(|r| r.ended.is_some()) {
-            return Ok(());
-        }
-        warn!(job = %id, code, "failed");
-        let failure = FilmFailure::at_work(code, message);
-        self.journal_job(record::failed(id, now(), &failure))?;
-        self.tell_owner(id);
         Ok(())
     }
 
