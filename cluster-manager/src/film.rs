@@ -50,7 +50,7 @@ pub struct FilmJob {
     pub target: ObjectPath,
 }
 
-/// What the index said: enough to write any order.
+/// What the index said; enough to write any order.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Prepared {
     pub etag: String,
@@ -245,25 +245,18 @@ impl FilmJob {
             Err(error) if error.code() == "not-found" => false,
             Err(error) => return Err(error),
         };
-        let (nothing, none) = (BTreeMap::new(), BTreeMap::new());
-        match prepared {
-            Some(prepared) if is_ours => {
-                for document in self.results(prepared, verified).unwrap_or_default() {
-                    store.delete(&self.target.join(&document.key)?).await?;
-                }
-                self.tidy(store, prepared, attempts, &nothing).await?;
+        if let Some(prepared) = prepared {
+            let documents = is_ours.then(|| self.results(prepared, verified).ok()).flatten().unwrap_or_default();
+            for document in documents {
+                store.delete(&self.target.join(&document.key)?).await?;
             }
-            Some(prepared) => self.tidy(store, prepared, &none, &nothing).await?,
-            None => {}
+            let none = BTreeMap::new();
+            self.tidy(store, prepared, if is_ours { attempts } else { &none }, &BTreeMap::new()).await?;
         }
-        if is_ours {
-            self.unclaim(store).await?;
+        match is_ours {
+            true => store.delete(&self.target.join(CLAIM)?).await,
+            false => Ok(()),
         }
-        Ok(())
-    }
-
-    async fn unclaim(&self, store: &Store) -> Result<(), StoreError> {
-        store.delete(&self.target.join(CLAIM)?).await
     }
 
     fn source_failure(&self, error: &StoreError) -> FilmFailure {

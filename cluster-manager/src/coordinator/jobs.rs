@@ -101,15 +101,14 @@ impl Coordinator {
             Ok(prepared) => {
                 info!(job = %id, parts = prepared.plan.parts.len(), bytes = prepared.size, "index read");
                 self.journal_job(JobEvent::Prepared { id: id.clone(), at: now(), prepared })?;
-                self.submit_parts(id.clone())?;
-                self.claim_target(&id);
-                Ok(())
+                self.submit_parts(id)
             }
             Err(failure) => self.fail(&id, failure),
         }
     }
 
-    /// Beside the negotiation: the parts' orders wait for it, and nobody is held up before there are any.
+    /// Beside the negotiation: the parts' orders wait for it, and nobody is held up before there are any. In a later life they see to it
+    /// themselves: a store that is away then must not end a job that is at work.
     fn claim_target(&self, id: &JobId) {
         let Some(OrderWriter { film, prepared, store, .. }) = self.writer(&self.me, id) else { return };
         let (job, done) = (id.clone(), self.done.0.clone());
@@ -141,6 +140,7 @@ impl Coordinator {
             let addresses = self.addresses(&id);
             self.spawn_apart("sign", async move { addresses.sign(&film, &store, ADDRESSES_AHEAD..count).await });
         }
+        self.claim_target(&id);
         Ok(())
     }
 
@@ -164,7 +164,6 @@ impl Coordinator {
             if self.domain.book().jobs.get(&id).is_none_or(|job| job.parts.is_empty()) {
                 self.submit_parts(id.clone())?;
             }
-            self.claim_target(&id);
             self.call_for_sound(&id)?;
             self.publish(&id);
             self.rewrite_orders(&id);

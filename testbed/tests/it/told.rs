@@ -1,21 +1,27 @@
 //! A job's end, and what is left of the job then, over a cluster manager that dies in between.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use cluster_manager::coordinator::Coordinator;
+use cluster_manager::film::{FilmJob, Prepared};
 use cluster_manager::journal::Journal;
 use cluster_manager::record::JobEvent;
 use cluster_manager::rest::Snapshot;
 use cluster_manager::view::ErrorDoc;
 use federation::id::{JobId, Millis};
+use federation::job::Job;
 use federation::xmpp::{Agent, AgentEvent, XmppConfig};
 use serde_json::{Value, json};
+use storage::film::part::{PartSpec, Work};
 use storage::s3::{ObjectPath, PutOptions, Store};
 use testbed::ca::Ca;
 use testbed::prosody::{Ports, Prosody, ProsodyConfig};
 use testbed::s3::{S3Server, S3ServerConfig};
 use tokio::sync::{mpsc, oneshot, watch};
+
+use super::stage::film_bytes;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const PASSWORD: &str = "only here";
@@ -122,4 +128,39 @@ async fn ends_well() {
         assert_eq!(entries.iter().filter(|entry| entry["Job"][event]["id"] == id).count(), 1, "{entries:?}");
     }
     client.close().await;
+}
+
+#[tokio::test]
+async fn orders_after_a_restart_are_those_that_would_have_been_written_before_and_of_the_same_film() {
+    let dir = tempfile::tempdir().unwrap();
+    let s3 =
+        S3Server::start(S3ServerConfig { root: dir.path().join("s3"), ..S3ServerConfig::default() }).await.unwrap();
+    let store = Store::connect(&s3.client()).await.unwrap();
+    let place = |key: &str| ObjectPath::new("films", key).unwrap();
+    store.put(&place("none.mp4"), film_bytes().into(), PutOptions::default()).await.unwrap();
+    let film = FilmJob::new("j-1", Job::parse(&job("out")).unwrap()).unwrap();
+    let before = film.prepare(&store, 2.0).await.unwrap();
+    let journaled = serde_json::to_string(&before).unwrap();
+    let after = || serde_json::from_str::<Prepared>(&journaled).unwrap();
+    let write =
+        async |prepared: &Prepared, part| film.order(&store, prepared, &BTreeMap::new(), part, 1, PATIENCE).await;
+    let read = async |part| {
+        let order = store.get(&place(&format!("out/.starling/j-1/order-{part:05}-1.json")), 1 << 20).await.unwrap();
+        let spec: PartSpec = serde_json::from_slice(&order).unwrap();
+        let Work::Video(work) = spec.work else { panic!("{spec:?}") };
+        (work.input, work.clip)
+    };
+    assert!(before.plan.parts.len() > 1);
+    let restarted = after();
+    for part in 0..before.plan.parts.len() as u32 {
+        write(&before, part).await.unwrap();
+        let order = read(part).await;
+        assert!(!order.0.head.is_empty());
+        write(&restarted, part).await.unwrap();
+        assert_eq!(read(part).await, order);
+    }
+    let mut other = film_bytes();
+    *other.last_mut().unwrap() ^= 1;
+    store.put(&place("none.mp4"), other.into(), PutOptions::default()).await.unwrap();
+    assert_eq!(write(&after(), 0).await.unwrap_err().code(), "changed");
 }

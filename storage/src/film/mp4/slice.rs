@@ -86,11 +86,7 @@ impl Film {
         }
         let shift = self.video.samples.iter().map(|s| s.dts.saturating_sub(s.pts)).max().unwrap_or(0).max(0);
         let frame = |pts: i64| shown.partition_point(|&other| other < pts) as u64;
-        // Of each picture: the earliest that is shown of it and those decoded after it.
-        let mut earliest: Vec<i64> = self.video.samples.iter().map(|sample| sample.pts).collect();
-        for i in (1..earliest.len()).rev() {
-            earliest[i - 1] = earliest[i - 1].min(earliest[i]);
-        }
+        let earliest = earliest(self.video.samples.iter().map(|sample| sample.pts).collect());
         let audio = self.audio_span()?;
         let (mut parts, mut spans) = (Vec::new(), Vec::new());
         for (key, span) in chosen.iter().zip(cuts.windows(2)) {
@@ -221,6 +217,14 @@ impl Cut {
     }
 }
 
+/// Of each picture, in decode order: when the first is shown of it and all after it. So they rise.
+fn earliest(mut pts: Vec<i64>) -> Vec<i64> {
+    for i in (1..pts.len()).rev() {
+        pts[i - 1] = pts[i - 1].min(pts[i]);
+    }
+    pts
+}
+
 /// When the sound would start if its packets followed each other without a gap, as they do once joined: the median over all
 /// packets, because writers stretch the first one to fill what an encoder's priming left.
 fn sound_start(sound: &[Sample]) -> Option<i64> {
@@ -265,4 +269,27 @@ fn shown(video: &Track) -> Result<Vec<i64>, FilmError> {
         return Err(FilmError::Irregular("two frames at one time".into()));
     }
     Ok(times)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pictures_decoded_after_those_they_are_shown_before_belong_to_the_part_before() {
+        // Groups of a key frame, pictures that are shown before it and decoded after it, and one more.
+        for (groups, leading) in (1..12).flat_map(|groups| (0..9).map(move |leading| (groups, leading))) {
+            let group = |n: i64| {
+                let key = n * 20;
+                [key].into_iter().chain(key - leading..key).chain([key + 10])
+            };
+            let pts: Vec<i64> = (0..groups).flat_map(group).collect();
+            let earliest = earliest(pts.clone());
+            for hi in -10..groups * 20 {
+                let last = pts.iter().rposition(|&pts| pts < hi).map_or(0, |last| last + 1);
+                let found = earliest.partition_point(|&pts| pts < hi);
+                assert_eq!(found, last, "{groups} groups, {leading} before each key frame, shown before {hi}");
+            }
+        }
+    }
 }
