@@ -4,8 +4,8 @@
 //! Their host managers take every task and do nothing with it, so that no encoder stands in the way of what is measured. What is
 //! measured ends when the last domain has acknowledged its commitment. The yardstick is what the same server needs, in the same run,
 //! for the bare IQs of that: one to home, as the submission is, and then three rounds to as many agents: call and bid, award
-//! and acceptance, commitment and its acknowledgement. Beside it stands what the store needs for the bare requests without which there
-//! are no parts to call out: the index and the claim of the target, one after the other.
+//! and acceptance, commitment and its acknowledgement. Beside it stands what the store needs for the bare requests of a job: for the
+//! index, without which there are no parts to award, and for the claim of the target, one after the other.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
