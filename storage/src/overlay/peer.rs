@@ -349,7 +349,7 @@ async fn tick(shared: Arc<Shared>) {
         let mut state = shared.state();
         state.flush_haves(ticks);
         if ticks.is_multiple_of(3) {
-            state.expire(now);
+            state.expire(now, &shared.meta.layout);
             state.fill_all(now, &shared.meta);
             let progress = state.progress(&shared.meta);
             drop(state);

@@ -292,7 +292,10 @@ impl State {
     /// Appends what is to be said to `out` and answers what is to be uploaded next; `None` when the connection has ended.
     pub fn output(&mut self, id: SourceId, layout: &Layout, out: &mut BytesMut) -> Option<Option<Upload>> {
         let conn = self.conns.get_mut(&id)?;
-        conn.control.drain(..).for_each(|message| wire::encode(&message, out));
+        for message in conn.control.drain(..) {
+            debug_assert!(conn.kind != Kind::Ordinary || !matches!(message, Message::Ours(_)), "{message:?}");
+            wire::encode(&message, out);
+        }
         let fresh = &self.log[conn.log_at..];
         conn.log_at = self.log.len();
         match conn.kind {
@@ -567,6 +570,35 @@ mod tests {
         state.named(3 * UNNAMED_MS - 1, &named);
         state.named(4 * UNNAMED_MS, &named);
         assert!(state.conns.contains_key(&kept));
+    }
+
+    #[test]
+    fn an_ordinary_client_is_told_in_its_own_words_what_need_not_come_any_more() {
+        let meta = meta(64 << 20);
+        let (mut state, conns) = peer_of_seeders(1, &meta);
+        state.hashes.fill(Some(Arc::new(vec![])));
+        let listen = SocketAddr::from(([127, 0, 0, 9], 9));
+        let (guest, _) = state.register(&meta, 9, Kind::Ordinary, listen, false, false).unwrap();
+        (0..meta.layout.groups()).for_each(|g| state.picker.source_has(guest, g));
+        let said = |state: &mut State| {
+            let mut out = BytesMut::new();
+            state.output(guest, &meta.layout, &mut out).unwrap();
+            std::iter::from_fn(|| wire::decode(&mut out).unwrap()).collect::<Vec<_>>()
+        };
+        let request = |message| if let Message::Request(block) = message { Some(block) } else { None };
+        let blocks = |state: &mut State| said(state).into_iter().filter_map(request).collect::<Vec<_>>();
+        state.heard(0, guest, Message::Unchoke, &meta).unwrap();
+        let [first, rest @ ..] = &blocks(&mut state)[..] else { panic!("nothing is asked") };
+        let group = (0..meta.layout.groups()).find(|g| state.picker.expects(guest, *g)).unwrap();
+        assert_eq!(state.block(guest, first.piece, first.begin, &[7; BLOCK as usize], &meta.layout), None);
+        // The group comes from another.
+        assert!(state.picker.ask(0, conns[0].0, group) && state.arrived(1, conns[0].0, group, 1, &meta));
+        assert_eq!(said(&mut state), rest.iter().copied().map(Message::Cancel).collect::<Vec<_>>());
+        // The next is late.
+        state.fill(1, guest, &meta);
+        let late = blocks(&mut state);
+        state.expire(3_000, &meta.layout);
+        assert_eq!((late.len(), said(&mut state)), (4, late.into_iter().map(Message::Cancel).collect()));
     }
 
     #[test]

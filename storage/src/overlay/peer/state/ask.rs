@@ -42,6 +42,15 @@ fn ahead(rate: f64, ahead_ms: f64, layout: &Layout) -> u32 {
     ((rate * ahead_ms / layout.group_len_max() as f64).round() as u32).max(ASKED_MIN)
 }
 
+/// A group as the blocks that ordinary clients are asked for.
+fn blocks(layout: &Layout, group: u32) -> impl Iterator<Item = Block> {
+    let bytes = layout.group_bytes(group);
+    let piece = layout.piece_of(group);
+    let base = (bytes.start - layout.piece_bytes(piece).start) as u32;
+    let len = (bytes.end - bytes.start) as u32;
+    (0..len).step_by(BLOCK as usize).map(move |at| Block { piece, begin: base + at, len: BLOCK.min(len - at) })
+}
+
 impl State {
     /// `bytes` came from a neighbour. Who holds less than most of its neighbours asks for half as much again: of equal hosts one would else fall
     /// behind by chance, ask for less since less comes, and end seconds after the others.
@@ -110,15 +119,9 @@ impl State {
             }
             if ordinary {
                 let bytes = layout.group_bytes(group);
-                let len = (bytes.end - bytes.start) as u32;
-                let piece = layout.piece_of(group);
-                let base = (bytes.start - layout.piece_bytes(piece).start) as u32;
-                conn.partial.insert(group, Partial { data: vec![0; len as usize], blocks: 0 });
-                conn.control.extend(
-                    (0..len)
-                        .step_by(BLOCK as usize)
-                        .map(|at| Message::Request(Block { piece, begin: base + at, len: BLOCK.min(len - at) })),
-                );
+                let data = vec![0; (bytes.end - bytes.start) as usize];
+                conn.partial.insert(group, Partial { data, blocks: 0 });
+                conn.control.extend(blocks(layout, group).map(Message::Request));
             } else {
                 conn.control.push_back(Message::Ours(Ours::Request { group }));
             }
@@ -131,26 +134,36 @@ impl State {
         ids.into_iter().for_each(|id| self.fill(now, id, meta));
     }
 
+    /// What was asked of `id` need not come any more.
+    pub(super) fn cancel(&mut self, id: SourceId, group: u32, layout: &Layout) {
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        conn.asked = conn.asked.saturating_sub(1);
+        match conn.kind {
+            // To an ordinary client our extension is noise: transmission 3.00, sent a message of it, reads nothing more of that connection.
+            Kind::Ordinary => {
+                let came = conn.partial.remove(&group).map_or(u32::MAX, |partial| partial.blocks);
+                let waits = blocks(layout, group).enumerate().filter(|(number, _)| came & (1 << number) == 0);
+                conn.control.extend(waits.map(|(_, block)| Message::Cancel(block)));
+            }
+            Kind::Ours | Kind::Origin => conn.control.push_back(Message::Ours(Ours::Cancel { group })),
+        }
+        conn.wake.notify_one();
+    }
+
     /// Late answers are asked of others; who is late again and again is let go.
-    pub fn expire(&mut self, now: Millis) {
+    pub fn expire(&mut self, now: Millis, layout: &Layout) {
         let patience = ((self.latency * 6.0) as Millis).max(2000);
         for (id, group) in self.picker.expire(now, patience) {
-            let Some(conn) = self.conns.get_mut(&id) else { continue };
-            conn.asked = conn.asked.saturating_sub(1);
+            // What the origin sends it sends unasked.
+            let Some(conn) = self.conns.get_mut(&id).filter(|conn| conn.kind != Kind::Origin) else { continue };
             conn.window = 1;
-            conn.partial.remove(&group);
-            if conn.kind == Kind::Origin {
-                continue;
-            }
             conn.strikes += 1;
-            if conn.kind == Kind::Ours {
-                conn.control.push_back(Message::Ours(Ours::Cancel { group }));
-                conn.wake.notify_one();
-            }
             if conn.strikes >= STRIKES {
                 let listen = conn.listen;
                 self.drop_conn(id);
                 self.not_before.insert(listen, now + 4 * REDIAL_MS);
+            } else {
+                self.cancel(id, group, layout);
             }
         }
         let idle = self.picker.lacking() > 0 && self.conns.values().all(|c| c.asked == 0);

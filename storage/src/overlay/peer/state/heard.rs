@@ -219,8 +219,7 @@ impl State {
             }
         }
         for other in arrival.cancel {
-            self.send(other, Message::Ours(Ours::Cancel { group }));
-            self.conns.get_mut(&other).into_iter().for_each(|c| c.asked = c.asked.saturating_sub(1));
+            self.cancel(other, group, &meta.layout);
         }
         let counter = match (arrival.fresh, from_origin) {
             (false, _) => &mut self.counts.wasted,
