@@ -336,29 +336,63 @@ async fn a_foreign_token_and_a_forged_report_are_refused_by_the_controller() {
     assert!(served.controller.status().relays == 1 && served.controller.status().failed.is_empty());
 }
 
+fn quiet(command: &mut Command) -> Ended {
+    Ended(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+}
+
+/// The torrent as ordinary clients take it.
+async fn torrent(served: &Served, dir: &Path) -> std::path::PathBuf {
+    let torrent = dir.join("set.torrent");
+    let whole = storage::fetch::http().build().unwrap().get(&served.url).send().await.unwrap();
+    std::fs::write(&torrent, whole.bytes().await.unwrap()).unwrap();
+    torrent
+}
+
+fn aria2(torrent: &Path, dir: &Path) -> Ended {
+    let mut command = Command::new("aria2c");
+    command.args(["--no-conf", "--enable-dht=false", "--enable-dht6=false", "--bt-enable-lpd=false", "--seed-time=60"]);
+    command.args(["--interface=127.0.6.2", "--disable-ipv6=true", "--file-allocation=none", "--dir"]);
+    quiet(command.args([dir, torrent]))
+}
+
+/// Waits until another client's file is whole.
+async fn others_whole(dir: &Path, data: &[u8], served: &Served) {
+    let file = dir.join("set.bin");
+    let whole = async {
+        while !std::fs::read(&file).is_ok_and(|found| found == data) {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let done = tokio::time::timeout(LIMIT, whole).await;
+    assert!(done.is_ok(), "{} never whole: {:?}", dir.display(), served.controller.status());
+}
+
+/// All leases went to others, and with them the hashes that they do not know of.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_of_ours_that_comes_when_an_ordinary_client_has_had_all_leases_gets_it_from_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = bytes(9_000_000);
+    let served = serve(dir.path(), &data, None).await;
+    let place = dir.path().join("aria2");
+    std::fs::create_dir_all(&place).unwrap();
+    let _aria2 = aria2(&torrent(&served, dir.path()).await, &place);
+    others_whole(&place, &data, &served).await;
+    Node::join(&served, dir.path(), "127.0.6.11", 11).await.whole(&data).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn aria2_libtorrent_transmission_and_ours_complete_in_one_swarm() {
     let dir = tempfile::tempdir().unwrap();
     let data = bytes(5_000_000);
     let served = serve(dir.path(), &data, Some(4_000_000)).await;
-    let torrent = dir.path().join("set.torrent");
-    let whole = storage::fetch::http().build().unwrap().get(&served.url).send().await.unwrap();
-    std::fs::write(&torrent, whole.bytes().await.unwrap()).unwrap();
+    let torrent = torrent(&served, dir.path()).await;
     let place = |name: &str| {
         let place = dir.path().join(name);
         std::fs::create_dir_all(&place).unwrap();
         place
     };
-    let quiet = |command: &mut Command| {
-        Ended(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
-    };
-    let aria2 = place("aria2");
-    let _aria2 = quiet(
-        Command::new("aria2c")
-            .args(["--no-conf", "--enable-dht=false", "--enable-dht6=false", "--bt-enable-lpd=false", "--seed-time=60"])
-            .args(["--interface=127.0.6.2", "--disable-ipv6=true", "--file-allocation=none", "--dir"])
-            .args([&aria2, &torrent]),
-    );
+    let aria2_dir = place("aria2");
+    let _aria2 = aria2(&torrent, &aria2_dir);
     let libtorrent = place("libtorrent");
     let script = "import libtorrent as lt, sys, time
 s = lt.session({'listen_interfaces': '127.0.6.3:0', 'outgoing_interfaces': '127.0.6.3', 'enable_dht': False, 'enable_lsd': False,
@@ -379,14 +413,7 @@ time.sleep(120)";
     for node in &ours {
         node.whole(&data).await;
     }
-    for other in [&aria2, &libtorrent, &transmission] {
-        let file = other.join("set.bin");
-        let whole = async {
-            while !std::fs::read(&file).is_ok_and(|found| found == data) {
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-        };
-        let done = tokio::time::timeout(LIMIT, whole).await;
-        assert!(done.is_ok(), "{} never whole: {:?}", other.display(), served.controller.status());
+    for other in [&aria2_dir, &libtorrent, &transmission] {
+        others_whole(other, &data, &served).await;
     }
 }

@@ -13,10 +13,6 @@ pub type NodeId = u64;
 /// Two thirds of a node's edges stay in its rack where the rack is large enough.
 const LOCAL_TENTHS: u64 = 7;
 const TRIES: usize = 16;
-/// So few nodes are all linked with each other: what a sparser graph saves is less than what its detours cost. Not more: all links carry
-/// bytes at once, and forty flows in one shallow queue collapse (40 hosts took 8 bounds).
-pub(super) const ALL_LINKED_MAX: usize = 24;
-
 #[derive(Clone, Debug, Default)]
 pub struct Graph {
     degree: usize,
@@ -81,22 +77,16 @@ impl Graph {
         self.edges.get(&node).map_or(0, BTreeSet::len)
     }
 
-    /// Gives `node` its edges: to everybody while there are few, by splitting random edges afterwards.
-    pub fn join(&mut self, node: NodeId, rack: u32, rng: &mut Rng) {
-        match self.len() + usize::from(!self.contains(node)) {
-            few if few <= ALL_LINKED_MAX => self.link_in(node, rack, ALL_LINKED_MAX, rng),
-            many if many == ALL_LINKED_MAX + 1 => {
-                self.add(node, rack);
-                self.deal(rng);
-            }
-            _ => self.link_in(node, rack, self.degree + 1, rng),
-        }
+    /// So many are all linked with each other: no more than the degree allows. Each link carries a request at all times, and the more of
+    /// them share an uplink, the later comes each group.
+    pub fn all_linked_max(&self) -> usize {
+        self.degree + 1
     }
 
-    /// The same, where the first `clique` nodes are all linked with each other.
-    fn link_in(&mut self, node: NodeId, rack: u32, clique: usize, rng: &mut Rng) {
+    /// Gives `node` its edges: to everybody while there are few, by splitting random edges afterwards.
+    pub fn join(&mut self, node: NodeId, rack: u32, rng: &mut Rng) {
         self.add(node, rack);
-        if self.len() <= clique {
+        if self.len() <= self.all_linked_max() {
             let all = self.order.clone();
             all.into_iter().for_each(|other| {
                 self.link(node, other);
@@ -190,8 +180,7 @@ impl Graph {
         let mut nodes: Vec<_> = self.order.iter().map(|node| (*node, self.rack[node])).collect();
         rng.shuffle(&mut nodes);
         *self = Self::new(self.degree);
-        let clique = if nodes.len() <= ALL_LINKED_MAX { ALL_LINKED_MAX } else { self.degree + 1 };
-        nodes.into_iter().for_each(|(node, rack)| self.link_in(node, rack, clique, rng));
+        nodes.into_iter().for_each(|(node, rack)| self.join(node, rack, rng));
     }
 
     /// Second largest eigenvalue of the random walk on the graph (1 when it falls apart), by power iteration with the
@@ -243,7 +232,7 @@ mod tests {
 
     #[test]
     fn joining_leaving_and_switching_keep_degrees_within_8_to_12() {
-        let mut graph = grown(300, 10, 4);
+        let mut graph = grown(300, 8, 4);
         let mut rng = Rng::new(3);
         (0..60).for_each(|node| graph.leave(node * 5, &mut rng));
         for node in 1..100 {
@@ -257,11 +246,11 @@ mod tests {
 
     #[test]
     fn few_are_all_linked_whether_they_were_there_at_the_deal_or_join_later() {
-        let mut graph = grown(20, 10, 1);
+        let mut graph = grown(10, 10, 1);
         graph.deal(&mut Rng::new(5));
         graph.join(99, 0, &mut Rng::new(6));
-        assert!(graph.order.iter().all(|node| graph.degree_of(*node) == 20));
-        let many = grown(ALL_LINKED_MAX as u64 + 1, 10, 1);
+        assert!(graph.order.iter().all(|node| graph.degree_of(*node) == 10));
+        let many = grown(20, 10, 1);
         assert!(many.order.iter().all(|node| many.degree_of(*node) <= 12));
     }
 

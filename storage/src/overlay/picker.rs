@@ -91,6 +91,12 @@ impl Picker {
         self.open.words().iter().zip(bits.words()).any(|(a, b)| a & b != 0) || self.asked.keys().any(|g| bits.get(*g))
     }
 
+    /// What the source holds that is asked of nobody and not held here.
+    pub fn wishes(&self, id: SourceId) -> impl Iterator<Item = u32> {
+        let held = self.sources.get(&id).into_iter().flat_map(Bits::iter);
+        held.filter(|group| self.open.get(*group))
+    }
+
     /// The next group to ask of `id`. `allowed` may veto (hashes not known yet). At the end, a group asked of another more
     /// than `patience` ago may be asked again.
     pub fn pick(&mut self, now: Millis, id: SourceId, patience: Millis, allowed: impl Fn(u32) -> bool) -> Option<u32> {

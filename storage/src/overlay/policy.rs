@@ -18,8 +18,8 @@ use std::ops::Range;
 
 use self::slots::Slots;
 use super::bits::Bits;
+use super::graph::Graph;
 pub use super::graph::NodeId;
-use super::graph::{ALL_LINKED_MAX, Graph};
 use super::rng::Rng;
 
 /// Milliseconds since the load began.
@@ -67,6 +67,7 @@ pub struct Config {
     pub mode: Mode,
     /// Nodes to come, if it is known; else as many as have announced.
     pub expected: u32,
+    /// Neighbours of a node. Each is asked for one group at all times, so as many flows share a link; 6 leave it idle at times.
     pub degree: usize,
     /// Between announces of a node; a node silent for [`TTL_INTERVALS`] of them is lost.
     pub interval_ms: Millis,
@@ -87,7 +88,7 @@ impl Default for Config {
         Self {
             mode: Mode::Ours,
             expected: 0,
-            degree: 12,
+            degree: 8,
             interval_ms: 1000,
             relay_pieces: 2,
             leases_per_node: 3,
@@ -455,7 +456,7 @@ impl Policy {
         let holding = self.nodes.values().filter(|n| n.got > 0).count();
         let waiting = self.config.expected.max(self.nodes.len() as u32) as usize;
         // Few enough to be all linked need no tree: nobody is crowded, and each second in it is a second of idle uplinks.
-        let ripe = holding * 4 >= waiting || (waiting <= ALL_LINKED_MAX && self.holds(id));
+        let ripe = holding * 4 >= waiting || (waiting <= self.graph.all_linked_max() && self.holds(id));
         if ripe && self.nodes.len() * 4 >= waiting * 3 {
             self.mesh();
         }

@@ -319,7 +319,7 @@ pub fn lambda2(seed: u64, say: Say<'_>) -> Study {
         ]);
         study.chart.series.push(Series::new(name, outcome.lambda2));
     }
-    study.note("paper: about 0.9 (a tree) for the first 2 to 3 minutes, 0.66 in the end. 0.661 is the value of a random 8-regular graph (2 sqrt(d-1)/d); ours deals degree 12: 0.55");
+    study.note("paper: about 0.9 (a tree) for the first 2 to 3 minutes, 0.66 in the end. 0.661 is the value of a random 8-regular graph (2 sqrt(d-1)/d), which ours deals too");
     study.note("1 is shown while the graph is not connected, as before relays hold blocks");
     study.note("the paper's transient of 3.5 minutes holds waits of its configuration manager that are not known here; ours is what announces and first pieces take");
     study.chart.log_x = true;

@@ -602,6 +602,40 @@ mod tests {
     }
 
     #[test]
+    fn hashes_of_what_only_an_ordinary_client_holds_are_asked_of_the_origin_when_nothing_else_is_left() {
+        let meta = meta(64 << 20);
+        let (mut state, conns) = peer(1, &meta);
+        let listen = |node: u16| SocketAddr::from(([127, 0, 0, 9], node));
+        let (origin, _) = state.register(&meta, 8, Kind::Origin, listen(8), true, false).unwrap();
+        let (guest, _) = state.register(&meta, 9, Kind::Ordinary, listen(9), false, false).unwrap();
+        let last = meta.layout.chunks() - 1;
+        let of_last = |g: &u32| meta.layout.chunk_of(*g) == last;
+        (0..meta.layout.groups()).filter(of_last).for_each(|g| state.picker.source_has(guest, g));
+        let wanted = |state: &State| {
+            state.conns[&origin]
+                .control
+                .iter()
+                .filter(|m| matches!(m, Message::Ours(Ours::HashesWanted { chunk }) if *chunk == last))
+                .count()
+        };
+        // Something is on its way from a neighbour.
+        state.picker.source_has(conns[0].0, 0);
+        state.fill(0, conns[0].0, &meta);
+        state.heard(0, guest, Message::Unchoke, &meta).unwrap();
+        assert_eq!((wanted(&state), state.conns[&conns[0].0].asked), (0, 1));
+        state.arrived(1, conns[0].0, 0, 1, &meta);
+        for now in [2, 3, 1_002] {
+            state.fill(now, guest, &meta);
+        }
+        assert_eq!((wanted(&state), state.conns[&guest].asked), (1, 0));
+        state.fill(1_003, guest, &meta);
+        assert_eq!(wanted(&state), 2, "asked again after a second without an answer");
+        state.hashes[last as usize] = Some(Arc::new(vec![]));
+        state.fill(1_004, guest, &meta);
+        assert_eq!((wanted(&state), state.conns[&guest].asked), (2, 1));
+    }
+
+    #[test]
     fn a_large_window_is_filled_by_quarters() {
         let meta = meta(8 << 20);
         let (mut state, conns) = peer(1, &meta);

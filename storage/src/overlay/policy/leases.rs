@@ -20,7 +20,7 @@ const FORGIVEN: f64 = 0.98;
 const LAST_ROUNDS: usize = 8;
 /// Leases unacknowledged in all, among nodes that want everything; twice the slots where that is more. What waits beyond that in the origin's
 /// queue only makes each lease late: nobody has a byte to pass on before all first leases come together.
-const LEASES_OUT: u32 = 24;
+const LEASES_OUT: u32 = 16;
 
 impl Node {
     /// Leases that it bears already; a slow node counts as bearing more.

@@ -52,15 +52,15 @@ fn answers_are_blank_until_the_relay_holds_blocks() {
 
 #[test]
 fn few_nodes_are_all_linked_as_soon_as_a_relay_holds_blocks() {
-    let mut policy = policy(20, 100);
+    let mut policy = policy(9, 100);
     policy.connected(0, true);
     for _ in 0..2 {
-        assert!(policy.announce(1, 19, Report::default()).neighbours.is_empty());
+        assert!(policy.announce(1, 8, Report::default()).neighbours.is_empty());
         let (id, piece) = policy.next_lease(2).unwrap();
         policy.lease_done(3, id, piece);
     }
-    let orders = policy.announce(4, 19, Report::default());
-    assert_eq!((orders.role, orders.neighbours.len(), orders.origin), (Role::Peer, 19, true));
+    let orders = policy.announce(4, 8, Report::default());
+    assert_eq!((orders.role, orders.neighbours.len(), orders.origin), (Role::Peer, 8, true));
 }
 
 #[test]
@@ -407,12 +407,12 @@ fn so_many_leases_are_on_their_way_in_all_and_more_where_the_origin_sends_more_a
         }
         policy.out.len()
     };
-    assert_eq!(fill(&mut policy, 0), 24);
+    assert_eq!(fill(&mut policy, 0), 16);
     let nodes: BTreeSet<_> = policy.out.keys().map(|(id, _)| *id).collect();
-    assert_eq!(nodes.len(), 24, "one each");
+    assert_eq!(nodes.len(), 16, "one each");
     let (id, piece) = policy.out.keys().next().copied().unwrap();
     policy.lease_done(1, id, piece);
-    assert_eq!(fill(&mut policy, 1), 24);
+    assert_eq!(fill(&mut policy, 1), 16);
     policy.slots.now = 40;
     assert_eq!(fill(&mut policy, 2), 80);
 }

@@ -107,7 +107,12 @@ impl State {
                     || (!ordinary
                         && asked.get(&chunk).is_none_or(|(by, at)| *by == id || now.saturating_sub(*at) > 1000))
             };
-            let Some(group) = self.picker.pick(now, id, patience, allowed) else { return };
+            let Some(group) = self.picker.pick(now, id, patience, allowed) else {
+                if ordinary && of_all == 0 {
+                    self.ask_origin_for_hashes(now, id, layout);
+                }
+                return;
+            };
             conn.asked += 1;
             of_all += 1;
             let chunk = layout.chunk_of(group);
@@ -125,6 +130,20 @@ impl State {
             } else {
                 conn.control.push_back(Message::Ours(Ours::Request { group }));
             }
+            conn.wake.notify_one();
+        }
+    }
+
+    /// What an ordinary client holds is checked by hashes that it cannot give, and a chunk that was leased to such clients alone none of ours has: so the
+    /// origin is asked, when nothing else is left to do.
+    fn ask_origin_for_hashes(&mut self, now: Millis, id: SourceId, layout: &Layout) {
+        let Some((origin, conn)) = self.conns.iter_mut().find(|(_, conn)| conn.kind == Kind::Origin) else { return };
+        let missing = |chunk: u32| self.hashes.get(chunk as usize).is_some_and(Option::is_none);
+        let silent = |chunk: u32| self.hash_asked.get(&chunk).is_none_or(|(_, at)| now.saturating_sub(*at) > 1000);
+        let mut chunks = self.picker.wishes(id).map(|group| layout.chunk_of(group));
+        if let Some(chunk) = chunks.find(|chunk| missing(*chunk) && silent(*chunk)) {
+            self.hash_asked.insert(chunk, (*origin, now));
+            conn.control.push_back(Message::Ours(Ours::HashesWanted { chunk }));
             conn.wake.notify_one();
         }
     }
