@@ -364,7 +364,11 @@ impl Coordinator {
     fn send(&self, to: DomainId, mut envelope: Envelope, timeout: Duration) {
         let done = self.done.0.clone();
         let id = envelope.id.clone();
-        self.asked.send_modify(|asked| *asked += 1);
+        // Nobody waits for more.
+        self.asked.send_if_modified(|asked| {
+            *asked += 1;
+            false
+        });
         let Some(peer) = self.peers.get(&to).map(|p| p.jid.clone()) else {
             self.spawn("unreachable", async move {
                 let _ = done.send(Done::Answer { id, from: to, result: Err(Lost::Unreachable) }).await;
@@ -406,7 +410,10 @@ impl Coordinator {
         match done {
             Done::Answer { id, from, result } => {
                 self.step(Input::Answer { id, from, result: result.map(|envelope| *envelope) })?;
-                self.asked.send_modify(|asked| *asked -= 1);
+                self.asked.send_if_modified(|asked| {
+                    *asked -= 1;
+                    *asked == 0
+                });
                 Ok(())
             }
             Done::Handed { jid, taken } => {

@@ -28,6 +28,9 @@ const RELEASE_AFTER: [Duration; 4] =
     [Duration::from_millis(500), Duration::from_secs(5), Duration::from_secs(30), Duration::from_secs(120)];
 /// Between two tries to tell an owner how a job has ended.
 const TELL_AGAIN: Duration = Duration::from_secs(5);
+/// The claim of a target waits so long at most until no answer is awaited: where partners are near it takes the core that they need,
+/// and where they are far it must not be what work waits for.
+const CLAIM_AFTER: Duration = Duration::from_millis(10);
 
 impl Coordinator {
     pub(super) fn url_ttl(&self) -> Duration {
@@ -107,12 +110,13 @@ impl Coordinator {
         }
     }
 
-    /// Beside the negotiation: the parts' orders wait for it, and nobody is held up before there are any. In a later life they see to it
+    /// Once no answer is awaited, or a moment later: the parts' orders wait for it, and nobody is held up before there are any. In a later life they see to it
     /// themselves: a store that is away then must not end a job that is at work.
     fn claim_target(&self, id: &JobId) {
         let Some(OrderWriter { film, prepared, store, .. }) = self.writer(&self.me, id) else { return };
-        let (job, done) = (id.clone(), self.done.0.clone());
+        let (job, done, mut quiet) = (id.clone(), self.done.0.clone(), self.asked.subscribe());
         self.spawn_apart("claim", async move {
+            let _ = tokio::time::timeout(CLAIM_AFTER, quiet.wait_for(|asked| *asked == 0)).await;
             let result = film.claim(&store, &prepared).await;
             let _ = done.send(Done::Claimed { job, result }).await; // fails only when we are leaving
         });

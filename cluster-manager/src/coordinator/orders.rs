@@ -63,6 +63,8 @@ impl Addresses {
         for part in parts {
             // One that cannot be signed is tried again, and heard of, when it is needed.
             let _ = self.get(film, store, part).await;
+            // Whoever waits for the core has something to answer.
+            std::thread::yield_now();
         }
     }
 }

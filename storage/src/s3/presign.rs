@@ -119,11 +119,12 @@ fn signed(
     let identity = keys.credentials.clone().into();
     let params = v4::SigningParams::builder().identity(&identity).region(&keys.region).name("s3");
     let params = params.time(now).settings(settings).build().ok()?.into();
-    let mut request = http::Request::builder().uri(&uri).body(()).ok()?;
-    let unsigned = SignableRequest::new(method, uri, headers.iter().copied(), SignableBody::UnsignedPayload).ok()?;
+    let unsigned = SignableRequest::new(method, &uri, headers.iter().copied(), SignableBody::UnsignedPayload).ok()?;
     let (signing, _) = sign(unsigned, &params).ok()?.into_parts();
-    signing.apply_to_request_http1x(&mut request);
-    Some(request.uri().to_string())
+    // The signer's own way of applying them parses the URL twice more.
+    let added =
+        signing.params().iter().map(|(name, value)| format!("&{name}={}", percent_encoded(value).replace('/', "%2F")));
+    Some(uri + &added.collect::<String>())
 }
 
 fn expiry(ttl: Duration, path: &ObjectPath) -> Result<PresigningConfig, StoreError> {
