@@ -55,6 +55,11 @@ const HAND_OUT_AFTER: Duration = Duration::from_millis(20);
 /// Orders wait so long at most until no answer to a message of ours is awaited.
 const ORDERS_AFTER: Duration = Duration::from_millis(100);
 
+/// Waits until no answer to a message of ours is awaited, so long at most.
+async fn quiet(mut asked: watch::Receiver<usize>, most: Duration) {
+    let _ = tokio::time::timeout(most, asked.wait_for(|asked| *asked == 0)).await;
+}
+
 /// A question from the REST side.
 pub enum Ask {
     Locate { job: String, path: String, reply: oneshot::Sender<Located> },
@@ -375,7 +380,7 @@ impl Coordinator {
             });
             return;
         };
-        let (agent, mut quiet) = (self.agent.clone(), self.asked.subscribe());
+        let (agent, asked) = (self.agent.clone(), self.asked.subscribe());
         let writer = self.order_writer(&envelope);
         let committed = match &envelope.body {
             Body::Commit(commit) => self.domain.book().leases.get(&commit.lease).map(|lease| lease.parts.clone()),
@@ -400,7 +405,7 @@ impl Coordinator {
             // After the answer, whatever it is: no message waits for the store, and a guest waits for its order. Other domains' answers go first,
             // too: signing and writing take longer than a negotiation, and who was committed first has nothing to gain.
             if let (Some(writer), Some(parts)) = (writer, committed) {
-                let _ = tokio::time::timeout(ORDERS_AFTER, quiet.wait_for(|asked| *asked == 0)).await;
+                quiet(asked, ORDERS_AFTER).await;
                 writer.write_all(&parts).await;
             }
         });

@@ -15,7 +15,7 @@ use xmpp_parsers::minidom::Element;
 
 use super::orders::{ADDRESSES_AHEAD, OrderWriter};
 use super::tasks::HAND_OUT;
-use super::{Coordinator, Done, now};
+use super::{Coordinator, Done, now, quiet};
 use crate::archive::Ended;
 use crate::film::{FilmFailure, Prepared};
 use crate::record::{self, JobEvent, Piece, Record};
@@ -114,9 +114,9 @@ impl Coordinator {
     /// themselves: a store that is away then must not end a job that is at work.
     fn claim_target(&self, id: &JobId) {
         let Some(OrderWriter { film, prepared, store, .. }) = self.writer(&self.me, id) else { return };
-        let (job, done, mut quiet) = (id.clone(), self.done.0.clone(), self.asked.subscribe());
+        let (job, done, asked) = (id.clone(), self.done.0.clone(), self.asked.subscribe());
         self.spawn_apart("claim", async move {
-            let _ = tokio::time::timeout(CLAIM_AFTER, quiet.wait_for(|asked| *asked == 0)).await;
+            quiet(asked, CLAIM_AFTER).await;
             let result = film.claim(&store, &prepared).await;
             let _ = done.send(Done::Claimed { job, result }).await; // fails only when we are leaving
         });

@@ -11,6 +11,8 @@ use crate::overlay::wire::{Block, Message, Ours};
 
 /// At the end, a group is asked of another no sooner than this.
 const PATIENCE_MS: Millis = 100;
+/// Hashes that have not come by then are asked of another.
+const HASHES_MS: Millis = 1000;
 /// So much is asked of all neighbours together as came in so long lately (milliseconds), or in so many of the quickest answer where all are far: enough to
 /// keep a link busy while requests are on their way, and no more, since a group that waits with one neighbour is passed on the later.
 const AHEAD_MS: f64 = 100.0;
@@ -105,7 +107,7 @@ impl State {
                 let known = hashes.get(chunk as usize).is_some_and(Option::is_some);
                 known
                     || (!ordinary
-                        && asked.get(&chunk).is_none_or(|(by, at)| *by == id || now.saturating_sub(*at) > 1000))
+                        && asked.get(&chunk).is_none_or(|(by, at)| *by == id || now.saturating_sub(*at) > HASHES_MS))
             };
             let Some(group) = self.picker.pick(now, id, patience, allowed) else {
                 if ordinary && of_all == 0 {
@@ -139,7 +141,7 @@ impl State {
     fn ask_origin_for_hashes(&mut self, now: Millis, id: SourceId, layout: &Layout) {
         let Some((origin, conn)) = self.conns.iter_mut().find(|(_, conn)| conn.kind == Kind::Origin) else { return };
         let missing = |chunk: u32| self.hashes.get(chunk as usize).is_some_and(Option::is_none);
-        let silent = |chunk: u32| self.hash_asked.get(&chunk).is_none_or(|(_, at)| now.saturating_sub(*at) > 1000);
+        let silent = |chunk: u32| self.hash_asked.get(&chunk).is_none_or(|(_, at)| now.saturating_sub(*at) > HASHES_MS);
         let mut chunks = self.picker.wishes(id).map(|group| layout.chunk_of(group));
         if let Some(chunk) = chunks.find(|chunk| missing(*chunk) && silent(*chunk)) {
             self.hash_asked.insert(chunk, (*origin, now));
