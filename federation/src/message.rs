@@ -9,38 +9,77 @@
 mod award;
 
 use serde::{Deserialize, Serialize};
-use xso::{AsXml, FromXml};
+use xmpp_parsers::minidom::Element;
+use xmpp_parsers::minidom::rxml::{Namespace, xml_ncname};
+use xso::error::Error;
+use xso::{AsXml, FromXml, FromXmlText};
 
 use self::award::PartLines;
 use crate::id::{BidId, DomainId, JobId, LeaseId, MessageId, Millis};
 
 pub const NS: &str = "urn:starling:federation:1";
 
-/// What every message bears. Times are in ms since the Unix epoch by the sender's clock.
-#[derive(FromXml, AsXml, Clone, Debug, PartialEq)]
-#[xml(namespace = NS, name = "message")]
+/// What every message bears: attributes beside those of its verb, on one element named after the verb. Times are in ms since the
+/// Unix epoch by the sender's clock.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Envelope {
-    #[xml(attribute)]
     pub id: MessageId,
-    #[xml(attribute)]
     pub job: JobId,
     /// The home domain of the job (the root of any chain of re-forwarding).
-    #[xml(attribute)]
     pub home: DomainId,
     /// The sender's incarnation; a lower one than already seen is refused.
-    #[xml(attribute)]
     pub epoch: u64,
-    #[xml(attribute)]
     pub seq: u64,
-    #[xml(attribute(name = "sent-at"))]
     pub sent_at: Millis,
-    #[xml(attribute(name = "expires-at"))]
     pub expires_at: Millis,
-    /// Domains the work has passed through, home first, the sender last.
-    #[xml(extract(n = .., name = "via", fields(attribute(name = "domain", type_ = DomainId))))]
+    /// Domains the work has passed through, home first, the sender last; `via`, with spaces between them.
     pub path: Vec<DomainId>,
-    #[xml(child)]
     pub body: Body,
+}
+
+impl From<Envelope> for Element {
+    fn from(envelope: Envelope) -> Self {
+        let Envelope { id, job, home, epoch, seq, sent_at, expires_at, path, body } = envelope;
+        let via = path.into_iter().map(|domain| domain.0).collect::<Vec<_>>().join(" ");
+        let mut element = Self::from(body);
+        let all = [
+            (xml_ncname!("id"), id.0),
+            (xml_ncname!("job"), job.0),
+            (xml_ncname!("home"), home.0),
+            (xml_ncname!("epoch"), epoch.to_string()),
+            (xml_ncname!("seq"), seq.to_string()),
+            (xml_ncname!("sent-at"), sent_at.0.to_string()),
+            (xml_ncname!("expires-at"), expires_at.0.to_string()),
+            (xml_ncname!("via"), via),
+        ];
+        for (name, value) in all {
+            element.attrs_mut().insert(Namespace::NONE, name.into(), value);
+        }
+        element
+    }
+}
+
+impl TryFrom<Element> for Envelope {
+    type Error = Error;
+
+    fn try_from(mut element: Element) -> Result<Self, Error> {
+        fn take<T: FromXmlText>(element: &mut Element, name: &str) -> Result<T, Error> {
+            let text = element.attrs_mut().remove(&Namespace::NONE, name);
+            T::from_xml_text(text.ok_or(Error::Other("an attribute of every message is missing"))?)
+        }
+        let via: String = take(&mut element, "via")?;
+        Ok(Self {
+            id: take(&mut element, "id")?,
+            job: take(&mut element, "job")?,
+            home: take(&mut element, "home")?,
+            epoch: take(&mut element, "epoch")?,
+            seq: take(&mut element, "seq")?,
+            sent_at: take(&mut element, "sent-at")?,
+            expires_at: take(&mut element, "expires-at")?,
+            path: via.split_whitespace().map(|name| DomainId::from_xml_text(name.into())).collect::<Result<_, _>>()?,
+            body: element.try_into()?,
+        })
+    }
 }
 
 /// Any verb.

@@ -221,7 +221,7 @@ impl Coordinator {
             reply.error(Condition::Forbidden, "requests come from full JIDs");
             return Ok(());
         };
-        if set && payload.is("message", federation::message::NS) {
+        if set && payload.has_ns(federation::message::NS) {
             return self.on_envelope(jid, payload, reply);
         }
         if set && payload.is("status", federation::cluster::NS) {

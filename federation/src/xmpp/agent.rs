@@ -12,7 +12,7 @@ use tracing::Instrument;
 use xmpp_parsers::iq::Iq;
 use xmpp_parsers::jid::{BareJid, FullJid, Jid};
 use xmpp_parsers::message::{Lang, Message, MessageType};
-use xmpp_parsers::minidom::Element;
+use xmpp_parsers::minidom::{Element, Node};
 use xmpp_parsers::presence::Presence;
 use xmpp_parsers::stanza_error::{DefinedCondition, ErrorType, StanzaError};
 
@@ -362,11 +362,49 @@ fn message(id: &str, kind: MessageType, to: Jid, text: Option<&str>, payload: Op
 }
 
 fn check_size(stanza: &Stanza) -> Result<(), SendError> {
+    // So nearly always, and cheaper to know than by writing it once more.
+    if let Stanza::Iq(Iq::Set { payload, .. } | Iq::Result { payload: Some(payload), .. }) = stanza
+        && bytes_at_most(payload) < STANZA_BYTES_MAX / 2
+    {
+        return Ok(());
+    }
     // What cannot be written at all is as good as too large.
     let bytes = xso::to_vec(stanza).map_or(usize::MAX, |xml| xml.len());
     if bytes > STANZA_BYTES_MAX { Err(SendError::TooLarge { bytes }) } else { Ok(()) }
 }
 
+/// How long an element is as XML if all of it must be escaped (`&#x22;`).
+fn bytes_at_most(element: &Element) -> usize {
+    let attributes = element.attrs().iter().map(|((ns, name), value)| ns.len() + name.len() + 6 * value.len() + 32);
+    let contents = element.nodes().map(|node| match node {
+        Node::Element(child) => bytes_at_most(child),
+        Node::Text(text) => 6 * text.len(),
+    });
+    2 * element.name().len() + element.ns().len() + 32 + attributes.chain(contents).sum::<usize>()
+}
+
 fn new_id() -> String {
     uuid::Uuid::new_v4().simple().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use xmpp_parsers::minidom::rxml::{Namespace, xml_ncname};
+
+    use super::*;
+
+    #[test]
+    fn no_element_is_longer_than_it_is_said_to_be_at_most() {
+        let quotes = "\"'<&>\t\n".repeat(50);
+        for text in ["", "a", &quotes] {
+            let mut element = Element::bare("outer", "urn:x");
+            for ns in ["urn:x", "urn:another", "urn:x", ""] {
+                let mut child = Element::builder("inner", ns).attr(xml_ncname!("a").into(), text).append(text).build();
+                child.attrs_mut().insert(Namespace::from("urn:of-the-attribute"), xml_ncname!("b").into(), text.into());
+                element.append_child(child);
+            }
+            let written = xso::to_vec(&element).expect("written").len();
+            assert!(bytes_at_most(&element) >= written, "{} {written}", bytes_at_most(&element));
+        }
+    }
 }
