@@ -129,6 +129,8 @@ impl Coordinator {
         self.journal_job(event)?;
         self.owners.insert(id.clone(), from.clone());
         self.prepare(&id).await?;
+        // The call for bids leaves before documents are written.
+        tokio::task::yield_now().await;
         Ok(self.show().job(&id.0).ok_or_else(|| no_such_job(&id.0)))
     }
 

@@ -8,7 +8,6 @@ use federation::domain::{Input, Output};
 use federation::id::JobId;
 use federation::message;
 use federation::xmpp::{BareJid, FullJid, IqFailure, Jid, payload};
-use futures::future::join;
 use storage::s3::{S3Config, Secret, Store};
 use tracing::{info, warn};
 use xmpp_parsers::minidom::Element;
@@ -30,7 +29,7 @@ const RELEASE_AFTER: [Duration; 4] =
 const TELL_AGAIN: Duration = Duration::from_secs(5);
 /// The claim of a target waits so long at most until no answer is awaited: where partners are near it takes the core that they need,
 /// and where they are far it must not be what work waits for.
-const CLAIM_AFTER: Duration = Duration::from_millis(10);
+const CLAIM_AFTER: Duration = Duration::from_millis(25);
 
 impl Coordinator {
     pub(super) fn url_ttl(&self) -> Duration {
@@ -56,14 +55,10 @@ impl Coordinator {
         }
         let store = self.store_of(id).cloned();
         let (job, done, chunk_seconds) = (id.clone(), self.done.0.clone(), self.config.job.chunk_seconds);
-        let addresses = self.addresses(id);
+        let (addresses, to_sign) = (self.addresses(id), store.clone().map(|store| (film.clone(), store)));
         self.spawn_apart("prepare", async move {
             let result = match &store {
-                // Both are wanted with the bids; signing uses the time until the store answers.
-                Some(store) => {
-                    let signing = addresses.sign(&film, store, 0..ADDRESSES_AHEAD);
-                    join(film.prepare(store, chunk_seconds), signing).await.0.map(Box::new)
-                }
+                Some(store) => film.prepare(store, chunk_seconds).await.map(Box::new),
                 None => Err(FilmFailure {
                     code: "keys-unusable".into(),
                     message: "the keys of this job cannot be used".into(),
@@ -72,6 +67,10 @@ impl Coordinator {
             };
             let _ = done.send(Done::Prepared { job, result }).await; // fails only when we are leaving
         });
+        // Wanted with the bids; signing uses the time until they and the index are here.
+        if let Some((film, store)) = to_sign {
+            self.spawn_apart("sign", async move { addresses.sign(&film, &store, 0..ADDRESSES_AHEAD).await });
+        }
         let Some(record) = self.records.get(id) else { return Ok(()) };
         let (kind, deadline, budget) = record.terms();
         let part_work_ms = record.film.part_work_ms(chunk_seconds);
