@@ -28,7 +28,7 @@ use storage::overlay::share::Choice;
 use storage::s3::Store;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
-use tracing::{Instrument, error, info, info_span, warn};
+use tracing::{Instrument, error, info, info_span, trace, warn};
 use xmpp_parsers::minidom::Element;
 
 use crate::archive::Archive;
@@ -51,6 +51,9 @@ const SHOW_AFTER: Duration = Duration::from_millis(50);
 /// From a task that a host could take to the message that gives it: one for all that come meanwhile, and after the
 /// negotiation that they come from. A guest takes ten times as long to start.
 const HAND_OUT_AFTER: Duration = Duration::from_millis(20);
+
+/// Target of what is traced when a partner has acknowledged its commitment: a job's times are whole milliseconds.
+pub const CONFIRMED: &str = "starling::confirmed";
 
 /// Orders wait so long at most until no answer to a message of ours is awaited.
 const ORDERS_AFTER: Duration = Duration::from_millis(100);
@@ -303,7 +306,12 @@ impl Coordinator {
         let mut orders = Vec::new();
         for output in outputs {
             match output {
-                Output::Event(event) => entries.push(Entry::Domain(event)),
+                Output::Event(event) => {
+                    if let Event::Confirmed { lease, .. } = &event {
+                        trace!(target: CONFIRMED, %lease, "a commitment is acknowledged");
+                    }
+                    entries.push(Entry::Domain(event));
+                }
                 other => {
                     entries.extend(self.note(&other).map(Entry::Job));
                     orders.push(other);

@@ -7,7 +7,7 @@
 //! and acceptance, commitment and its acknowledgement. Beside it stands what the store needs for a bare request for the index,
 //! without which there are no parts to award.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -15,7 +15,7 @@ use clap::Args;
 use cluster_manager::cli::access::Access;
 use cluster_manager::cli::link::{Answer, Link};
 use cluster_manager::config::Config;
-use cluster_manager::coordinator::{Coordinator, now};
+use cluster_manager::coordinator::{CONFIRMED, Coordinator};
 use cluster_manager::rest::Snapshot;
 use cluster_manager::shell::Command;
 use cluster_manager::timeline::Phase;
@@ -26,6 +26,8 @@ use storage::object::ObjectPath;
 use storage::range::ByteRange;
 use storage::s3::{PutOptions, Store};
 use tokio::sync::{mpsc, oneshot, watch};
+use tracing_subscriber::filter::{LevelFilter, filter_fn};
+use tracing_subscriber::layer::{Context as Span, Layer, SubscriberExt};
 
 use super::rig::Shelf;
 use super::{Figure, load_average, median, ms};
@@ -163,9 +165,11 @@ async fn measure(foreign: usize, runs: u32) -> Result<Row> {
     };
     let mut managers = Vec::new();
     let mut hosts = Vec::new();
+    let confirmed = Confirmed::default();
     for n in 0..=foreign {
         let config = manager_config(dir.path(), &shelf, &server, &address, n)?;
-        let manager = Manager::start(config, (n > 0).then(|| account("hm1", n))).await?;
+        let (host, clock) = if n > 0 { (Some(account("hm1", n)), None) } else { (None, Some(confirmed.clone())) };
+        let manager = Manager::start(config, host, clock).await?;
         hosts.extend(manager.host.clone());
         managers.push(manager);
     }
@@ -195,7 +199,7 @@ async fn measure(foreign: usize, runs: u32) -> Result<Row> {
             bare_ms += bare(&prober, &hosts).await?;
         }
         let store_ms = bare_store(&store, &source).await?;
-        let submit_ms = negotiation(&client, &source.to_string(), home).await?;
+        let submit_ms = negotiation(&client, &source.to_string(), home, &confirmed).await?;
         if n > 0 {
             all.push(Sample { submit_ms, bare_ms, store_ms });
         }
@@ -256,12 +260,33 @@ struct Manager {
     thread: std::thread::JoinHandle<Result<()>>,
 }
 
+/// When the last commitment was acknowledged, by a finer clock than that of a job's times.
+#[derive(Clone, Default)]
+struct Confirmed(Arc<Mutex<Option<Instant>>>);
+
+impl Confirmed {
+    fn set(&self, at: Option<Instant>) -> Option<Instant> {
+        std::mem::replace(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner), at)
+    }
+}
+
+impl<S: tracing::Subscriber> Layer<S> for Confirmed {
+    fn on_event(&self, _: &tracing::Event<'_>, _: Span<'_, S>) {
+        self.set(Some(Instant::now()));
+    }
+}
+
 impl Manager {
-    async fn start(config: Config, host_account: Option<XmppConfig>) -> Result<Self> {
+    async fn start(config: Config, host_account: Option<XmppConfig>, clock: Option<Confirmed>) -> Result<Self> {
         let (shown, snapshot) = watch::channel(Arc::new(Snapshot::default()));
         let (stop, told) = oneshot::channel::<()>();
         let (ready, started) = oneshot::channel();
         let thread = std::thread::spawn(move || {
+            let _traced = clock.map(|clock| {
+                let clock = clock.with_filter(filter_fn(|event| event.target() == CONFIRMED));
+                let said = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_filter(LevelFilter::WARN);
+                tracing::subscriber::set_default(tracing_subscriber::registry().with(clock).with(said))
+            });
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(async {
                 let (_asks, asks) = mpsc::channel(1);
@@ -383,16 +408,16 @@ async fn bare_store(store: &Store, source: &ObjectPath) -> Result<f64> {
     Ok(ms(began.elapsed()))
 }
 
-/// Submits one job, waits until all its parts are given away, and cancels it. Milliseconds from submission to the last commitment, by
-/// clocks that count whole ones.
-async fn negotiation(client: &Link, source: &str, home: &Manager) -> Result<f64> {
+/// Submits one job, waits until all its parts are given away, and cancels it. Milliseconds from submission to the last commitment.
+async fn negotiation(client: &Link, source: &str, home: &Manager, confirmed: &Confirmed) -> Result<f64> {
     let target = format!("s3://films/out/{}/", uuid::Uuid::new_v4().simple());
-    let sent = now().0;
+    confirmed.set(None);
+    let sent = Instant::now();
     let answer = client.ask(&Command::Submit(job_xml(source, &target, &[480]))).await?;
     let Answer::Document(document) = answer else { anyhow::bail!("the job was refused") };
     let id = document["id"].as_str().context("learn the job's name")?.to_owned();
     let patience = Instant::now() + PATIENCE;
-    let job = loop {
+    loop {
         let job = home.snapshot.borrow().jobs.get(&id).cloned();
         if let Some(job) = job {
             ensure!(job.error.is_none(), "the job failed: {:?}", job.error);
@@ -402,14 +427,13 @@ async fn negotiation(client: &Link, source: &str, home: &Manager) -> Result<f64>
             // Acknowledged by all, too.
             if !job.parts.is_empty() && is_given && job.timeline.iter().any(|s| s.phase == Phase::ForwardRequests) {
                 tokio::time::sleep(SETTLE).await;
-                break home.snapshot.borrow().jobs.get(&id).cloned().context("find the job again")?;
+                break;
             }
         }
         ensure!(Instant::now() < patience, "the parts of a job are not given away in time");
         tokio::time::sleep(LOOK).await;
-    };
+    }
+    let last = confirmed.set(None).context("hear of the last commitment")?;
     client.ask(&Command::Cancel(id)).await?;
-    let last = job.timeline.iter().find(|span| span.phase == Phase::ForwardRequests);
-    let last = last.context("find the negotiation in the timeline")?;
-    Ok((job.submitted_at + last.end_ms - sent) as f64)
+    Ok(ms(last - sent))
 }
