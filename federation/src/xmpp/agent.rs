@@ -362,7 +362,7 @@ fn message(id: &str, kind: MessageType, to: Jid, text: Option<&str>, payload: Op
 }
 
 fn check_size(stanza: &Stanza) -> Result<(), SendError> {
-    // So nearly always, and cheaper to know than by writing it once more.
+    // So nearly always, and cheaper to know than by writing it once more. The other half is more than names and addresses take.
     if let Stanza::Iq(Iq::Set { payload, .. } | Iq::Result { payload: Some(payload), .. }) = stanza
         && bytes_at_most(payload) < STANZA_BYTES_MAX / 2
     {

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use federation::job::Job;
-use federation::message::Envelope;
-use xmpp_parsers::minidom::Element;
+
+use crate::message::read;
 
 fn corpus(name: &str) -> Vec<Vec<u8>> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(name);
@@ -19,6 +19,6 @@ fn the_corpora_of_the_fuzzers_are_read() {
         Job::parse(&String::from_utf8(bytes).unwrap()).unwrap();
     }
     for bytes in corpus("envelope") {
-        Envelope::try_from(xso::from_bytes::<Element>(bytes.trim_ascii()).unwrap()).unwrap();
+        read(bytes.trim_ascii()).unwrap();
     }
 }

@@ -127,7 +127,7 @@ fn written(envelope: &Envelope) -> Vec<u8> {
     xso::to_vec(&Element::from(envelope.clone())).expect("written")
 }
 
-fn read(bytes: &[u8]) -> Result<Envelope, xso::error::Error> {
+pub fn read(bytes: &[u8]) -> Result<Envelope, xso::error::Error> {
     Envelope::try_from(xso::from_bytes::<Element>(bytes)?)
 }
 
@@ -236,7 +236,8 @@ fn attributes_that_a_later_version_adds_to_any_element_are_ignored() {
                 None => word.to_owned(),
             })
             .collect();
-        assert!(more.contains(" later="), "{more}");
+        let elements = text.matches('<').count() - text.matches("</").count();
+        assert_eq!(more.matches(" later=").count(), elements, "{more}");
         assert_eq!(read(more.as_bytes()).expect("an envelope"), known, "{more}");
     }
 }

@@ -27,7 +27,7 @@ use storage::range::ByteRange;
 use storage::s3::{PutOptions, Store};
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing_subscriber::filter::{LevelFilter, filter_fn};
-use tracing_subscriber::layer::{Context as Span, Layer, SubscriberExt};
+use tracing_subscriber::layer::{self, Layer, SubscriberExt};
 
 use super::rig::Shelf;
 use super::{Figure, load_average, median, ms};
@@ -271,7 +271,7 @@ impl Confirmed {
 }
 
 impl<S: tracing::Subscriber> Layer<S> for Confirmed {
-    fn on_event(&self, _: &tracing::Event<'_>, _: Span<'_, S>) {
+    fn on_event(&self, _: &tracing::Event<'_>, _: layer::Context<'_, S>) {
         self.set(Some(Instant::now()));
     }
 }
