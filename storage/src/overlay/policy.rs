@@ -103,8 +103,13 @@ impl Default for Config {
 const TTL_INTERVALS: u64 = 6;
 /// Nodes that a node is told of because they want the same bytes, at most.
 const KIN_MAX: usize = 8;
-/// Useless edges moved per tick.
+/// Edges moved per tick, of each kind.
 const SWITCHES: usize = 32;
+/// Who holds less than this share of what the node in the middle holds is behind; and what a neighbour holds is too little for it below that share of
+/// its own. Told apart once the node in the middle holds so many pieces.
+const BEHIND: f64 = 0.97;
+const FAR_BEHIND: f64 = 0.75;
+const TOLD: u32 = 32;
 /// Neighbours in a plain swarm, as a public tracker names them.
 const PLAIN_NEIGHBOURS: usize = 50;
 
@@ -522,7 +527,29 @@ impl Policy {
         self.judge_speed(now);
         if self.meshed {
             self.move_edges();
+            self.relieve();
         }
+    }
+
+    /// Deals a node that holds less than most another neighbour for one that holds far less still: a random graph deals somebody several
+    /// slow ones, and nobody else would mend that. Of who never told what it holds (an ordinary client) nothing is known.
+    fn relieve(&mut self) {
+        let mut held: Vec<_> = self.nodes.values().map(|n| n.got).filter(|got| *got > 0).collect();
+        held.sort_unstable();
+        let usual = held.get(held.len() / 2).copied().unwrap_or(0);
+        if usual < TOLD || !self.tracks_pieces() {
+            return;
+        }
+        let below = |got: u32, of: u32, share: f64| got > 0 && f64::from(got) < f64::from(of) * share;
+        let behind = self.nodes.iter().filter(|(_, n)| n.wants_all && !n.complete && below(n.got, usual, BEHIND));
+        let weak = |id: &NodeId, got: u32| {
+            let weak = |other: &NodeId| self.nodes.get(other).is_some_and(|n| below(n.got, got, FAR_BEHIND));
+            self.graph.neighbours(*id).find(weak)
+        };
+        let pairs: Vec<_> = behind.filter_map(|(id, n)| Some((*id, weak(id, n.got)?))).take(SWITCHES).collect();
+        pairs.into_iter().for_each(|(a, b)| {
+            self.graph.switch(a, b, &mut self.rng);
+        });
     }
 
     fn move_edges(&mut self) {

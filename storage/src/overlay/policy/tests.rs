@@ -242,6 +242,60 @@ fn who_sits_on_a_lease_is_slow_before_it_ends() {
     assert!(policy.lease_for(902, 0).is_some());
 }
 
+/// Nodes in the mesh that hold as many of 400 pieces as said.
+fn holding(nodes: u64, held: impl Fn(NodeId) -> u32) -> Policy {
+    let mut policy = policy(nodes, 400);
+    policy.mesh();
+    for id in 0..nodes {
+        let mut have = Bits::new(400);
+        for piece in 0..held(id) {
+            have.set(piece);
+        }
+        policy.announce(1, id, Report { have: Some(have), ..Report::default() });
+    }
+    policy
+}
+
+#[test]
+fn who_falls_behind_is_dealt_others_for_neighbours_that_hold_far_less() {
+    const fn is_slow(id: NodeId) -> bool {
+        id >= 54
+    }
+    let slow_around = |policy: &Policy, id| policy.graph.neighbours(id).filter(|other| is_slow(*other)).count();
+    let dealt = holding(60, |_| 0);
+    let behind = (0..54).max_by_key(|id| slow_around(&dealt, *id)).unwrap();
+    assert!(slow_around(&dealt, behind) >= 2);
+    let held = |id| {
+        if is_slow(id) {
+            50
+        } else if id == behind {
+            180
+        } else {
+            200
+        }
+    };
+    let mut policy = holding(60, held);
+    let edges = |policy: &Policy| (0..60).map(|id| policy.graph.neighbours(id).collect::<Vec<_>>()).collect::<Vec<_>>();
+    for now in 2..20 {
+        policy.tick(now);
+    }
+    assert_eq!(slow_around(&policy, behind), 0);
+    assert_eq!(policy.graph.neighbours(behind).count(), dealt.graph.neighbours(behind).count());
+
+    // Nobody is relieved of neighbours that hold a little less, or of whom nothing is known; nor somebody who is not behind.
+    let left_alone: [fn(NodeId) -> u32; 3] = [
+        |id| 200 - id as u32,
+        |id| if is_slow(id) { 0 } else { 200 - id as u32 },
+        |id| if is_slow(id) { 50 } else { 200 },
+    ];
+    for held in left_alone {
+        let mut policy = holding(60, held);
+        let before = edges(&policy);
+        policy.tick(2);
+        assert_eq!(edges(&policy), before);
+    }
+}
+
 /// Every node connected, in the mesh, with ten short leases or so behind it.
 fn drain_shortly(policy: &mut Policy) {
     for now in (0..400).step_by(10) {
