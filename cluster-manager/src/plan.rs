@@ -10,8 +10,7 @@ use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 use serde::Serialize;
-use storage::film::plan::PlanOptions;
-use storage::film::probe::{Probe, Step};
+use storage::film::{FilmError, PlanOptions, PlannedPart as FilmPart, Probe};
 use storage::object::ObjectPath;
 use storage::overlay::bound::{Bound, lower_bound};
 use storage::overlay::metainfo::File;
@@ -149,25 +148,22 @@ fn cut(data: &dyn ReadAt, strategy: Strategy, to: usize) -> Result<Vec<Part>, Fa
 /// Where the film's key frames begin, as far as its index tells.
 fn key_frames(data: &dyn ReadAt) -> Result<Vec<u64>, Failure> {
     let options = PlanOptions { chunk_seconds: 0.1, parts_min: 1, ..PlanOptions::default() };
-    let mut probe = Probe::new(data.len(), options);
-    loop {
-        match probe.step().map_err(|e| Failure::new(2, e.code(), format!("{e} ({})", e.hint())))? {
-            Step::Need(ranges) => {
-                for range in ranges {
-                    let mut bytes = vec![0; range.len() as usize];
-                    let read = data.read_at(range.start(), &mut bytes);
-                    let read = read.map_err(|e| Failure::new(3, "partition-read", crate::swarm::chain(&e)))?;
-                    bytes.truncate(read);
-                    probe.supply(range, bytes);
-                }
-            }
-            Step::Done(plan, _) => {
-                let first = |part: &storage::film::plan::PlannedPart| part.input.ranges.iter().map(|r| r.start()).min();
-                let mut starts: Vec<_> = plan.parts.iter().filter_map(first).collect();
-                starts.sort_unstable();
-                return Ok(starts);
-            }
-        }
+    let (plan, _) = Probe::new(data.len(), options).run(|range| {
+        let mut bytes = vec![0; range.len() as usize];
+        let read = data.read_at(range.start(), &mut bytes);
+        let read = read.map_err(|e| Failure::new(3, "partition-read", crate::swarm::chain(&e)))?;
+        bytes.truncate(read);
+        Ok::<_, Failure>(bytes)
+    })?;
+    let first = |part: &FilmPart| part.input.ranges.iter().map(|r| r.start()).min();
+    let mut starts: Vec<_> = plan.parts.iter().filter_map(first).collect();
+    starts.sort_unstable();
+    Ok(starts)
+}
+
+impl From<FilmError> for Failure {
+    fn from(e: FilmError) -> Self {
+        Self::new(2, e.code(), format!("{e} ({})", e.hint()))
     }
 }
 

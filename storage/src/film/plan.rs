@@ -114,6 +114,11 @@ impl Heads {
         }
         input
     }
+
+    /// Makes every part's input whole.
+    pub fn fill(&self, plan: &mut Plan) {
+        (0..).zip(&mut plan.parts).for_each(|(n, part)| part.input = self.input(n, part));
+    }
 }
 
 impl PlannedPart {

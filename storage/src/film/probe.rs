@@ -57,6 +57,24 @@ impl Probe {
         }
     }
 
+    /// Steps to the end over bytes that are at hand: `read` gives each range asked for.
+    pub fn run<E: From<FilmError>>(
+        mut self,
+        mut read: impl FnMut(ByteRange) -> Result<Vec<u8>, E>,
+    ) -> Result<(Plan, Heads), E> {
+        loop {
+            match self.step()? {
+                Step::Done(plan, heads) => return Ok((*plan, heads)),
+                Step::Need(ranges) => {
+                    for range in ranges {
+                        let bytes = read(range)?;
+                        self.supply(range, bytes);
+                    }
+                }
+            }
+        }
+    }
+
     /// Gives the bytes of a range asked for. Fewer than asked for means that the object is not as long as it was said to be.
     pub fn supply(&mut self, range: ByteRange, bytes: Vec<u8>) {
         let in_object = range.end() <= self.bytes.size();

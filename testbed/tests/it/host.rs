@@ -11,8 +11,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use sha2::{Digest, Sha256};
 use storage::film::part::{PartSpec, Rendition, RenditionOutput, Source, VideoWork, Work};
-use storage::film::{Plan, PlanOptions, Probe, Step};
+use storage::film::{FilmError, Plan, PlanOptions, Probe};
 use storage::hex::hex;
+use storage::range::ByteRange;
 use storage::s3::{ObjectPath, PutOptions, Store};
 use testbed::ca::Ca;
 use testbed::prosody::{Ports, Prosody, ProsodyConfig};
@@ -123,20 +124,10 @@ fn film() -> Vec<u8> {
 
 fn plan(film: &[u8]) -> Plan {
     let options = PlanOptions { parts_min: 1, parts_max: 1, ..PlanOptions::default() };
-    let mut probe = Probe::new(film.len() as u64, options);
-    loop {
-        match probe.step().unwrap() {
-            Step::Done(mut plan, heads) => {
-                (0..).zip(&mut plan.parts).for_each(|(n, part)| part.input = heads.input(n, part));
-                return *plan;
-            }
-            Step::Need(ranges) => {
-                for r in ranges {
-                    probe.supply(r, film[r.start() as usize..r.end() as usize].to_vec());
-                }
-            }
-        }
-    }
+    let read = |range: ByteRange| Ok::<_, FilmError>(film[range.start() as usize..range.end() as usize].to_vec());
+    let (mut plan, heads) = Probe::new(film.len() as u64, options).run(read).unwrap();
+    heads.fill(&mut plan);
+    plan
 }
 
 async fn wait<T>(events: &mut mpsc::Receiver<AgentEvent>, mut wanted: impl FnMut(AgentEvent) -> Option<T>) -> T {

@@ -17,7 +17,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use cluster_manager::results::{self, Chunk, Document, Film, Links, RenditionTrack, Sound, SoundTrack};
 use storage::{
     film::{
-        PlanOptions, Probe, Step, ffmpeg, fragment,
+        FilmError, PlanOptions, Probe, ffmpeg, fragment,
         part::{AudioCut, AudioWork, Rendition, RenditionOutput, Source, VideoWork},
     },
     range::ByteRange,
@@ -178,20 +178,10 @@ async fn get(State(files): State<Arc<RwLock<Files>>>, headers: HeaderMap, reques
 }
 
 fn plan(bytes: &[u8], options: &PlanOptions) -> storage::film::Plan {
-    let mut probe = Probe::new(bytes.len() as u64, options.clone());
-    loop {
-        match probe.step().unwrap() {
-            Step::Done(mut plan, heads) => {
-                (0..).zip(&mut plan.parts).for_each(|(n, part)| part.input = heads.input(n, part));
-                return *plan;
-            }
-            Step::Need(ranges) => {
-                for range in ranges {
-                    probe.supply(range, cut(bytes, range).to_vec());
-                }
-            }
-        }
-    }
+    let read = |range: ByteRange| Ok::<_, FilmError>(cut(bytes, range).to_vec());
+    let (mut plan, heads) = Probe::new(bytes.len() as u64, options.clone()).run(read).unwrap();
+    heads.fill(&mut plan);
+    plan
 }
 
 fn cut(bytes: &[u8], range: ByteRange) -> &[u8] {

@@ -6,8 +6,9 @@ use sha2::{Digest, Sha256};
 use storage::film::part::{
     AudioCut, AudioPiece, AudioWork, PartSpec, Rendition, RenditionOutput, Source, VideoWork, Work,
 };
-use storage::film::{Plan, PlanOptions, Probe, Step};
+use storage::film::{FilmError, Plan, PlanOptions, Probe};
 use storage::hex::hex;
+use storage::range::ByteRange;
 
 use super::store::{Store, etag};
 
@@ -30,20 +31,10 @@ pub fn film() -> Vec<u8> {
 
 pub fn plan(film: &[u8], parts: u32) -> Plan {
     let options = PlanOptions { parts_min: parts, parts_max: parts, ..PlanOptions::default() };
-    let mut probe = Probe::new(film.len() as u64, options);
-    loop {
-        match probe.step().unwrap() {
-            Step::Done(mut plan, heads) => {
-                (0..).zip(&mut plan.parts).for_each(|(n, part)| part.input = heads.input(n, part));
-                return *plan;
-            }
-            Step::Need(ranges) => {
-                for range in ranges {
-                    probe.supply(range, film[range.start() as usize..range.end() as usize].to_vec());
-                }
-            }
-        }
-    }
+    let read = |range: ByteRange| Ok::<_, FilmError>(film[range.start() as usize..range.end() as usize].to_vec());
+    let (mut plan, heads) = Probe::new(film.len() as u64, options).run(read).unwrap();
+    heads.fill(&mut plan);
+    plan
 }
 
 /// Puts the film and the orders of its parts into the store; returns the orders' URLs.

@@ -31,7 +31,7 @@ pub fn probe(film: &[u8], options: PlanOptions) -> Result<(Plan, Cost), FilmErro
     loop {
         match probe.step()? {
             Step::Done(mut plan, heads) => {
-                (0..).zip(&mut plan.parts).for_each(|(n, part)| part.input = heads.input(n, part));
+                heads.fill(&mut plan);
                 return Ok((*plan, cost));
             }
             Step::Need(ranges) => {
