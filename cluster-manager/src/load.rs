@@ -17,10 +17,10 @@ use storage::overlay::bound::{Bound, Node as BoundNode, lower_bound};
 use storage::overlay::client::{Controller, Joined, Member, Unfinished};
 use storage::overlay::metainfo::Metainfo;
 use storage::overlay::peer::{Config, Peer, Place, Progress};
-use storage::overlay::store::Store;
+use storage::overlay::store::{self, Store};
 
 use crate::swarm::source::{Source, StoreArgs};
-use crate::swarm::{self, Failure, Rate, ServeArgs, Served, Share, parse_duration, parse_rate};
+use crate::swarm::{self, Failure, Rate, ServeArgs, Served, Share, parse_duration, parse_overlap, parse_rate};
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -47,7 +47,7 @@ pub struct LoadArgs {
     #[arg(long)]
     pub parts: bool,
     /// With --parts: hold this share of the next part too, for others
-    #[arg(long, default_value_t = 0.0, requires = "parts")]
+    #[arg(long, default_value_t = 0.0, requires = "parts", value_parser = parse_overlap)]
     pub overlap: f64,
     /// Each node's limit each way, such as 10MB or 20mbit per second, or `none`
     #[arg(long, default_value = "none", value_parser = parse_rate)]
@@ -166,22 +166,31 @@ impl Node {
         let id = uuid::Uuid::new_v4().as_u64_pair().0;
         let mut member = Member { node: id, ..Member::default() };
         let mut demand = Vec::new();
-        let opened = if args.parts {
+        let mut part = None;
+        if args.parts {
             let share = Share { number: number as usize + 1, of: args.to as usize };
-            let part = swarm::part_of(&served.meta.layout, share, args.overlap)?;
-            member.demand = part.pieces(&served.meta.layout);
-            demand = part.demand();
-            Store::open_part(&dir, &served.meta, &format!("{}-of-{}", share.number, share.of), &part)
-        } else {
-            Store::open(&dir, &served.meta)
+            let own = swarm::part_of(&served.meta.layout, share, args.overlap)?;
+            member.demand = own.pieces(&served.meta.layout);
+            demand = own.demand();
+            part = Some((format!("{}-of-{}", share.number, share.of), own));
+        }
+        let part = part.as_ref().map(|(label, part)| (label.as_str(), part));
+        let opened = match part {
+            Some((label, part)) => Store::open_part(&dir, &served.meta, label, part),
+            None => Store::open(&dir, &served.meta),
         };
+        let on_disk = |e: store::Error| Failure::new(4, e.code(), format!("{}; {}", swarm::chain(&e), e.hint()));
         let (store, have) = match opened {
             Ok(opened) => opened,
-            // A final name is given to whole and verified bytes only: an earlier run was done with this node.
             Err(e) if e.code() == "already-there" => {
-                return Ok(Self { joined: None, demand, seconds: OnceLock::from(0.0) });
+                let is_whole = Store::is_whole(&dir, &served.meta, part, |chunk| served.hashes(chunk));
+                // An earlier run was done with this node, or something else bears the name.
+                return match is_whole.map_err(on_disk)? {
+                    true => Ok(Self { joined: None, demand, seconds: OnceLock::from(0.0) }),
+                    false => Err(on_disk(e)),
+                };
             }
-            Err(e) => return Err(Failure::new(4, e.code(), format!("{}; {}", swarm::chain(&e), e.hint()))),
+            Err(e) => return Err(on_disk(e)),
         };
         let cannot = |e: &dyn std::error::Error| Failure::new(3, "cannot-join", swarm::chain(e));
         let listen = std::net::SocketAddr::from(([127, 0, 0, 1], 0));

@@ -20,7 +20,7 @@ use storage::overlay::store::Files;
 use storage::s3::Store;
 
 use crate::swarm::source::{self, Source, StoreArgs};
-use crate::swarm::{Failure, Rate, parse_rate};
+use crate::swarm::{Failure, Rate, parse_overlap, parse_rate};
 
 /// A longer line is taken as a sign that there are none.
 const RECORD_MAX: u64 = 16 << 20;
@@ -44,7 +44,7 @@ pub struct PlanArgs {
     #[arg(long, value_name = "N")]
     pub to: usize,
     /// Share of the next part that each node holds for others, 0 to 1
-    #[arg(long, default_value_t = 0.0)]
+    #[arg(long, default_value_t = 0.0, value_parser = parse_overlap)]
     pub overlap: f64,
     /// Each node's link, each way
     #[arg(long, default_value = "10MB", value_parser = parse_rate)]
@@ -109,9 +109,6 @@ pub async fn run(args: PlanArgs, json: bool) -> ExitCode {
 }
 
 pub async fn plan(args: PlanArgs) -> Result<Planned, Failure> {
-    if !(0.0..=1.0).contains(&args.overlap) {
-        return Err(Failure::new(2, "usage", "--overlap is a share from 0 to 1"));
-    }
     let data: Box<dyn ReadAt + Send> = match &args.source {
         Source::Local(path) => Box::new(Local::open(path)?),
         Source::Store(url) => {

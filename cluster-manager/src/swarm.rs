@@ -21,7 +21,7 @@ use serde_json::json;
 use storage::hex::percent_encoded;
 use storage::overlay::client::{Controller, Member, Stopped};
 use storage::overlay::layout::Layout;
-use storage::overlay::metainfo::Metainfo;
+use storage::overlay::metainfo::{GroupHash, Metainfo};
 use storage::overlay::partition::{self, Part};
 use storage::overlay::peer::{Config, LeaseBook, Peer, Place, Progress};
 use storage::overlay::policy::{self, Mode};
@@ -116,7 +116,7 @@ pub struct GetArgs {
     #[arg(long, value_parser = parse_share, value_name = "I/N")]
     pub part: Option<Share>,
     /// With --part: hold this share of the next part too, for others
-    #[arg(long, default_value_t = 0.0, requires = "part")]
+    #[arg(long, default_value_t = 0.0, requires = "part", value_parser = parse_overlap)]
     pub overlap: f64,
     /// Number of this machine's rack: peers of the same rack are preferred
     #[arg(long, default_value_t = 0)]
@@ -227,6 +227,11 @@ impl Drop for Served {
 }
 
 impl Served {
+    /// The group hashes of a chunk.
+    pub fn hashes(&self, chunk: u32) -> Option<Vec<GroupHash>> {
+        self.origin.as_ref().map_or_else(|| self.controller.hashes(chunk), |origin| origin.hashes(chunk))
+    }
+
     /// Bytes that the origin's peer has given.
     pub fn given(&self) -> u64 {
         self.origin.as_ref().map_or(0, |origin| origin.progress().given)
@@ -551,6 +556,12 @@ pub async fn interrupted() {
         _ = term.recv() => {}
         _ = tokio::signal::ctrl_c() => {}
     }
+}
+
+/// A share from 0 to 1.
+pub fn parse_overlap(text: &str) -> Result<f64, String> {
+    let share = text.parse().ok().filter(|share| (0.0..=1.0).contains(share));
+    share.ok_or_else(|| "a share from 0 to 1 is meant, such as 0.3".to_owned())
 }
 
 /// `10MB`, `500k`, `20mbit`, plain bytes, or `none`; per second.

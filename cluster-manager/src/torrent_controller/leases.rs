@@ -60,6 +60,14 @@ pub async fn hashes(State(this): State<Arc<TorrentController>>, Path(chunk): Pat
     }
 }
 
+impl TorrentController {
+    /// The group hashes of a chunk, where the origin is a store.
+    pub fn hashes(&self, chunk: u32) -> Option<Vec<GroupHash>> {
+        let Origin::Store(origin) = &self.origin else { return None };
+        origin.hashes.get(chunk as usize).cloned()
+    }
+}
+
 pub async fn lease(State(this): State<Arc<TorrentController>>, body: Bytes) -> Response {
     match answer(&this, &body).await {
         Ok(answer) => Json(answer).into_response(),

@@ -200,6 +200,26 @@ async fn a_restarted_node_fetches_only_what_it_lacks() {
     assert!(fetched + before.bytes_held <= 4_000_000 + 65_536, "{before:?} {after:?}");
 }
 
+/// Accepts as a full peer with the right token, and answers each request, a byte a second.
+async fn dribble(meta: Arc<Metainfo>, listener: TcpListener, node: u64) {
+    while let Ok((mut stream, _)) = listener.accept().await {
+        let slow = async {
+            greet(&meta, &mut stream, &meta.token, node).await?;
+            let mut out = bytes::BytesMut::new();
+            wire::encode(&Message::Ours(Ours::Have((0..meta.layout.groups()).collect())), &mut out);
+            stream.write_all(&out).await?;
+            out.clear();
+            wire::encode(&Message::Ours(Ours::Data { group: 0, data: vec![7; 65_536].into() }), &mut out);
+            for byte in out.chunks(1) {
+                stream.write_all(byte).await?;
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            std::io::Result::Ok(())
+        };
+        let _ = slow.await;
+    }
+}
+
 /// Accepts as a full peer with the right token, and answers requests as `answer` says.
 async fn hostile(meta: Arc<Metainfo>, listener: TcpListener, node: u64, answer: impl Fn(u32) -> Option<Vec<u8>>) {
     loop {
@@ -257,14 +277,40 @@ async fn wrong_bytes_are_blamed_on_their_sender_and_silence_harms_nobody() {
     node.until("some held", |p| p.groups_held > 2).await;
     let wrong = TcpListener::bind("127.0.3.66:0").await.unwrap();
     let silent = TcpListener::bind("127.0.3.67:0").await.unwrap();
-    let liars = [wrong.local_addr().unwrap(), silent.local_addr().unwrap()];
+    let slow = TcpListener::bind("127.0.3.68:0").await.unwrap();
+    let liars = [&wrong, &silent, &slow].map(|liar| liar.local_addr().unwrap());
     let first = tokio::spawn(hostile(node.meta.clone(), wrong, 66, |_| Some(vec![7; 65_536])));
     let second = tokio::spawn(hostile(node.meta.clone(), silent, 67, |_| None));
+    let third = tokio::spawn(dribble(node.meta.clone(), slow, 68));
     node.peer.know(&liars, None, []);
     node.until("blamed", |p| p.blamed == [liars[0]]).await;
     node.whole(&data).await;
-    first.abort();
-    second.abort();
+    [first, second, third].iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_who_ask_and_do_not_read_keep_nobody_waiting() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = bytes(6_000_000);
+    let served = serve(dir.path(), &data, None).await;
+    let giver = Node::join(&served, dir.path(), "127.0.19.1", 1).await;
+    giver.whole(&data).await;
+    let mut deaf = Vec::new();
+    for node in 10..20 {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        let mut stream = socket.connect(giver.peer.address).await.unwrap();
+        greet(&giver.meta, &mut stream, &giver.meta.token, node).await.unwrap();
+        let mut out = bytes::BytesMut::new();
+        (0..giver.meta.layout.groups())
+            .for_each(|group| wire::encode(&Message::Ours(Ours::Request { group }), &mut out));
+        stream.write_all(&out).await.unwrap();
+        deaf.push(stream);
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    // From its neighbour alone: nothing is leased any more.
+    let node = Node::join(&served, dir.path(), "127.0.19.2", 2).await;
+    tokio::time::timeout(Duration::from_secs(30), node.whole(&data)).await.expect("slots are not held for ever");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

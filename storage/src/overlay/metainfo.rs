@@ -5,6 +5,7 @@
 //! 100 GB): peers pass them on, and [`Metainfo::check_hashes`] proves them against the root.
 
 use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 
 use blake3::hazmat::{ChainingValue, HasherExt, Mode, left_subtree_len, merge_subtrees_non_root, merge_subtrees_root};
 use sha1::{Digest, Sha1};
@@ -27,6 +28,13 @@ pub struct File {
     /// Components below the dataset's own directory; empty when the dataset is a single file.
     pub path: Vec<String>,
     pub len: u64,
+}
+
+impl File {
+    /// Where it lies if the dataset is at `root`.
+    pub fn under(&self, root: &Path) -> PathBuf {
+        self.path.iter().fold(root.to_owned(), |path, part| path.join(part))
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

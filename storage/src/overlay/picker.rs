@@ -46,6 +46,11 @@ impl Picker {
         self.open.count() + self.asked.len() as u32
     }
 
+    /// Whether `group` is wanted and not held.
+    pub fn lacks(&self, group: u32) -> bool {
+        self.want.get(group) && !self.have.get(group)
+    }
+
     pub fn complete(&self) -> bool {
         self.lacking() == 0
     }

@@ -1,9 +1,10 @@
 //! The dataset on a node's disk: a hidden staging directory until whole, then its final name.
 //!
 //! `DIR/.NAME.starling/data/NAME` takes the verified groups, `DIR/.NAME.starling/have` says which ones are there, so that a
-//! restart reads no good byte again. The have file is written after the data was flushed; it never claims too much.
+//! restart reads no good byte again. The have file is written after the data was flushed; it never claims too much. `lock` beside
+//! them is held by whoever fills.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsFd;
@@ -13,7 +14,7 @@ use std::path::{Path, PathBuf};
 use sha1::{Digest, Sha1};
 
 use super::bits::Bits;
-use super::metainfo::Metainfo;
+use super::metainfo::{GroupHash, Metainfo};
 use super::partition::Part;
 
 #[derive(Debug, thiserror::Error)]
@@ -42,7 +43,7 @@ impl Error {
                 "free space or choose another --dir; what has arrived is kept and the next run goes on from it"
             }
             "permission-denied" => "make the directory writable for this user",
-            "in-use" => "end the other process, or give this one another --cache",
+            "in-use" => "end the other process, or give this one another directory",
             "already-there" => "move the existing file away, or choose another --dir",
             _ => "see the cause below; the next run goes on from what is on disk",
         }
@@ -84,7 +85,7 @@ impl Files {
         let mut at = 0;
         let mut files = Vec::with_capacity(list.len());
         for file in list {
-            let path = file.path.iter().fold(root.to_owned(), |path, part| path.join(part));
+            let path = file.under(root);
             let fail = |what| {
                 let path = path.clone();
                 move |source| Error { what, path, source }
@@ -105,7 +106,7 @@ impl Files {
     /// One part: its own ranges end to end in `root`, what it holds for others beside it in `root.others`.
     fn part(root: &Path, part: &Part) -> Result<Self, Error> {
         let mut files = Vec::new();
-        for (path, ranges) in [(root.to_owned(), &part.own), (root.with_extension("others"), &part.seed_only)] {
+        for (path, ranges) in part_files(root, part) {
             let fail = |what, path: &Path| {
                 let path = path.to_owned();
                 move |source| Error { what, path, source }
@@ -116,16 +117,17 @@ impl Files {
             let mut options = OpenOptions::new();
             let file = options.read(true).write(true).create(true).truncate(false).open(&path);
             let file = file.map_err(fail("opening", &path))?;
-            file.set_len(ranges.iter().map(|r| r.end - r.start).sum()).map_err(fail("sizing", &path))?;
-            let mut at = 0;
-            for range in ranges {
-                let again = file.try_clone().map_err(fail("opening", &path))?;
-                files.push(Span { bytes: range.clone(), at, path: path.clone(), file: again });
-                at += range.end - range.start;
-            }
+            file.set_len(sum(ranges)).map_err(fail("sizing", &path))?;
+            files.extend(spans_of(&path, &file, ranges)?);
         }
         files.sort_by_key(|span| span.bytes.start);
         Ok(Self { files })
+    }
+
+    /// A part's own bytes, which lie end to end in the file at `path`, for reading.
+    fn open_part(path: &Path, part: &Part) -> Result<Self, Error> {
+        let file = File::open(path).map_err(|source| Error { what: "opening", path: path.to_owned(), source })?;
+        Ok(Self { files: spans_of(path, &file, &part.own)? })
     }
 
     /// The files that `bytes` touches, with what part of each.
@@ -187,12 +189,15 @@ pub struct Store {
     target: PathBuf,
     data: PathBuf,
     head: [u8; 20],
+    _lock: File,
 }
 
 impl Store {
-    /// Opens or creates the staging directory; answers what is there already.
+    /// Opens or creates the staging directory; answers what is there already. It is ours alone until the store is dropped.
     pub fn open(dir: &Path, meta: &Metainfo) -> Result<(Self, Bits), Error> {
-        Self::stage(dir, &meta.name, meta, Bits::full(meta.layout.groups()), |root| Files::create(root, &meta.files))
+        let all = Bits::full(meta.layout.groups());
+        let lengths = |root: &Path| meta.files.iter().map(|file| (file.under(root), file.len)).collect();
+        Self::stage(dir, &meta.name, meta, all, lengths, |root| Files::create(root, &meta.files))
     }
 
     /// The same for one part: its own bytes become the file `NAME.LABEL`; ranges held for others only lie in the staging
@@ -201,7 +206,45 @@ impl Store {
         let mut want = Bits::new(meta.layout.groups());
         part.demand().into_iter().for_each(|bytes| want.set_range(meta.layout.to_groups(bytes)));
         let name = format!("{}.{label}", meta.name);
-        Self::stage(dir, &name, meta, want, |root| Files::part(root, part))
+        let lengths = |root: &Path| part_files(root, part).map(|(path, ranges)| (path, sum(ranges))).to_vec();
+        Self::stage(dir, &name, meta, want, lengths, |root| Files::part(root, part))
+    }
+
+    /// Whether what bears the final name are these very bytes: all of them, or those of a part with its label. Reads and hashes them; `hashes` gives
+    /// the group hashes of a chunk.
+    pub fn is_whole(
+        dir: &Path,
+        meta: &Metainfo,
+        part: Option<(&str, &Part)>,
+        hashes: impl Fn(u32) -> Option<Vec<GroupHash>>,
+    ) -> Result<bool, Error> {
+        let (path, own) = match part {
+            Some((label, part)) => (dir.join(format!("{}.{label}", meta.name)), part.own.clone()),
+            None => (dir.join(&meta.name), std::iter::once(0..meta.layout.total()).collect()),
+        };
+        let lengths = match part {
+            Some(_) => vec![(path.clone(), sum(&own))],
+            None => meta.files.iter().map(|file| (file.under(&path), file.len)).collect(),
+        };
+        if !lengths.iter().all(is_there) {
+            return Ok(false);
+        }
+        let files = match part {
+            Some((_, part)) => Files::open_part(&path, part)?,
+            None => Files::open(&path, &meta.files)?,
+        };
+        let mut known = (u32::MAX, None);
+        for group in own.into_iter().flat_map(|bytes| meta.layout.to_groups(bytes)) {
+            let chunk = meta.layout.chunk_of(group);
+            if known.0 != chunk {
+                known = (chunk, hashes(chunk));
+            }
+            let data = files.read(meta.layout.group_bytes(group))?;
+            if !known.1.as_ref().is_some_and(|hashes| meta.check_group(group, &data, hashes)) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     fn stage(
@@ -209,33 +252,43 @@ impl Store {
         name: &str,
         meta: &Metainfo,
         want: Bits,
+        lengths: impl FnOnce(&Path) -> Vec<(PathBuf, u64)>,
         files: impl FnOnce(&Path) -> Result<Files, Error>,
     ) -> Result<(Self, Bits), Error> {
         let target = dir.join(name);
-        if target.exists() {
-            let source = io::ErrorKind::AlreadyExists.into();
-            return Err(Error { what: "will not replace", path: target, source });
-        }
         let staging = dir.join(format!(".{name}.starling"));
-        let data = staging.join("data");
+        let free = || match target.exists() {
+            true => Err(Error {
+                what: "will not replace",
+                path: target.clone(),
+                source: io::ErrorKind::AlreadyExists.into(),
+            }),
+            false => Ok(()),
+        };
+        free()?;
+        let lock = locked(&staging)?;
+        // Whoever held the lock may have ended with it.
+        free().inspect_err(|_| drop(fs::remove_dir_all(&staging)))?;
+        let root = staging.join("data").join(name);
         // Another part of the same dataset, or the same in other groups, is another thing: other groups are wanted.
         let head = Sha1::digest([&meta.info_hash[..], &want.to_wire()].concat()).into();
-        let mut have = Bits::new(meta.layout.groups());
-        match fs::read(staging.join("have")) {
-            Ok(saved) => {
-                let (found, bits) = saved.split_at(saved.len().min(20));
-                match Bits::from_wire(meta.layout.groups(), bits).filter(|_| found == head) {
-                    Some(bits) => have = bits,
-                    // Another version of the dataset, or a torn file: nothing of it can be trusted.
-                    None => wipe(&staging)?,
-                }
+        let saved = match fs::read(staging.join("have")) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                return Err(Error { what: "reading the state in", path: staging, source });
             }
-            Err(e) if e.kind() == io::ErrorKind::NotFound => wipe(&staging)?,
-            Err(source) => return Err(Error { what: "reading the state in", path: staging, source }),
+            saved => saved.unwrap_or_default(),
+        };
+        let (found, bits) = saved.split_at(saved.len().min(20));
+        // What it tells of are files that are there, whole: one that was taken away meanwhile comes back full of zeros.
+        let is_ours = found == head && lengths(&root).iter().all(is_there);
+        let have = Bits::from_wire(meta.layout.groups(), bits).filter(|_| is_ours);
+        if have.is_none() {
+            // Nothing, another version of the dataset, or a torn file: nothing of it can be trusted.
+            wipe(&staging)?;
         }
-        let root = data.join(name);
         let files = files(&root)?;
-        Ok((Self { files, want, staging, target, data: root, head }, have))
+        let have = have.unwrap_or_else(|| Bits::new(meta.layout.groups()));
+        Ok((Self { files, want, staging, target, data: root, head, _lock: lock }, have))
     }
 
     /// Flushes the data, then says on disk what is there.
@@ -258,13 +311,53 @@ impl Store {
     }
 }
 
+/// The file of a part's own bytes and that of what it holds for others, each with its ranges.
+fn part_files<'a>(root: &Path, part: &'a Part) -> [(PathBuf, &'a [Range<u64>]); 2] {
+    [(root.to_owned(), &part.own), (root.with_extension("others"), &part.seed_only)]
+}
+
+fn sum(ranges: &[Range<u64>]) -> u64 {
+    ranges.iter().map(|r| r.end - r.start).sum()
+}
+
+fn spans_of(path: &Path, file: &File, ranges: &[Range<u64>]) -> Result<Vec<Span>, Error> {
+    let mut next = 0;
+    let span = |range: &Range<u64>| {
+        let at = next;
+        next += range.end - range.start;
+        let again = file.try_clone().map_err(|source| Error { what: "opening", path: path.to_owned(), source })?;
+        Ok(Span { bytes: range.clone(), at, path: path.to_owned(), file: again })
+    };
+    ranges.iter().map(span).collect()
+}
+
+fn is_there((path, len): &(PathBuf, u64)) -> bool {
+    fs::metadata(path).is_ok_and(|file| file.len() == *len)
+}
+
+/// Makes `staging` and takes its lock.
+fn locked(staging: &Path) -> Result<File, Error> {
+    let fail = |what| move |source| Error { what, path: staging.to_owned(), source };
+    fs::create_dir_all(staging).map_err(fail("creating"))?;
+    let lock = File::create(staging.join("lock")).map_err(fail("creating the lock in"))?;
+    lock.try_lock().map_err(|e| match e {
+        TryLockError::WouldBlock => fail("another process fills")(io::ErrorKind::ResourceBusy.into()),
+        TryLockError::Error(source) => fail("locking")(source),
+    })?;
+    Ok(lock)
+}
+
+/// Clears all but the lock: first what tells of the data.
 fn wipe(staging: &Path) -> Result<(), Error> {
-    match fs::remove_dir_all(staging) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => {
-            Err(Error { what: "clearing", path: staging.to_owned(), source })
-        }
+    let gone = |path: PathBuf, done: io::Result<()>| match done {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(Error { what: "clearing", path, source }),
         _ => Ok(()),
-    }
+    };
+    let (have, data) = (staging.join("have"), staging.join("data"));
+    let removed = fs::remove_file(&have);
+    gone(have, removed)?;
+    let removed = fs::remove_dir_all(&data);
+    gone(data, removed)
 }
 
 #[cfg(test)]
@@ -317,6 +410,7 @@ mod tests {
         let (store, mut have) = Store::open(dir.path(), &meta(&[1; 70_000], whole(70_000))).unwrap();
         have.set(0);
         store.save(&store.files, &have).unwrap();
+        drop(store);
         let (_, have) = Store::open(dir.path(), &meta(&[2; 70_000], whole(70_000))).unwrap();
         assert!(have.is_empty());
     }
@@ -334,7 +428,41 @@ mod tests {
         let (store, mut have) = Store::open(dir.path(), &long).unwrap();
         have.set(1);
         store.save(&store.files, &have).unwrap();
+        drop(store);
         assert!(Store::open(dir.path(), &short).unwrap().1.is_empty());
+    }
+
+    #[test]
+    fn what_was_held_is_believed_only_while_its_data_is_there_whole() {
+        let files = [("a", 70_000), ("b", 130_000)].map(|(name, len)| Entry { path: vec![name.into()], len });
+        let meta = meta(&[1; 200_000], files.to_vec());
+        let held = |damage: fn(&Path)| {
+            let dir = tempfile::tempdir().unwrap();
+            let (store, mut have) = Store::open(dir.path(), &meta).unwrap();
+            have.set(1);
+            store.save(&store.files, &have).unwrap();
+            drop(store);
+            damage(&dir.path().join(".set.starling/data/set"));
+            // Nor the next time, when the files have been made anew.
+            [(); 2].map(|()| Store::open(dir.path(), &meta).unwrap().1.count())
+        };
+        assert_eq!(held(|_| ()), [1, 1]);
+        assert_eq!(held(|data| fs::remove_dir_all(data).unwrap()), [0, 0]);
+        assert_eq!(held(|data| fs::remove_file(data.join("b")).unwrap()), [0, 0]);
+        assert_eq!(held(|data| fs::write(data.join("a"), [1; 69_999]).unwrap()), [0, 0]);
+    }
+
+    #[test]
+    fn one_fills_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let whole = vec![Entry { path: vec![], len: 9 }];
+        let (old, new) = (meta(&[1; 9], whole.clone()), meta(&[2; 9], whole));
+        let (store, _) = Store::open(dir.path(), &old).unwrap();
+        assert_eq!(Store::open(dir.path(), &new).unwrap_err().code(), "in-use");
+        store.files.write(0, &[1; 9]).unwrap();
+        store.finish(&store.files).unwrap();
+        assert_eq!(Store::open(dir.path(), &new).unwrap_err().code(), "already-there");
+        assert_eq!(fs::read(dir.path().join("set")).unwrap(), [1; 9]);
     }
 
     #[test]

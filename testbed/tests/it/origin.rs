@@ -287,6 +287,12 @@ async fn a_load_fills_every_node_tells_its_copies_and_its_ratio_and_goes_on_with
         std::fs::remove_file(args.dir.join("1/set")).unwrap();
         let again = load(&args, true).await.unwrap();
         assert_eq!(again.taken_in, data.len() as u64, "{again:?}");
+        // What bears the name and is something else is neither counted nor replaced.
+        let other = vec![7; data.len()];
+        std::fs::write(args.dir.join("1/set"), &other).unwrap();
+        let failure = load(&args, true).await.unwrap_err();
+        assert!(failure.exit == 4 && failure.text.starts_with("already-there: "), "{failure:?}");
+        assert_eq!(std::fs::read(args.dir.join("1/set")).unwrap(), other);
     }
     let failure = load(&load_args(&stock.args("none", false), stock.dir().join("none")), true).await.unwrap_err();
     assert!(failure.exit == 3 && failure.text.starts_with("not-found: "), "{failure:?}");
@@ -317,4 +323,34 @@ async fn a_plan_of_lines_reads_only_around_its_cuts_and_names_the_cut_that_binds
     assert_eq!((vertices.total, vertices.parts.len()), (text.len() as u64, 4));
     let refused = plan(asked(Strategy::Keyframes, 0.0)).await.unwrap_err();
     assert_eq!(refused.exit, 2, "{refused:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_plan_of_key_frames_cuts_a_film_where_its_key_frames_lie() {
+    let dir = tempfile::tempdir().unwrap();
+    let film = dir.path().join("film.mp4");
+    let order =
+        "-v error -f lavfi -i testsrc2=s=320x180:r=25:d=8 -c:v libx264 -preset ultrafast -g 25 -pix_fmt yuv420p";
+    let made = std::process::Command::new("ffmpeg").args(order.split(' ')).arg(&film).status().unwrap();
+    assert!(made.success());
+    let packets = "-v error -select_streams v -show_entries packet=pos,flags -of csv=p=0";
+    let listed = std::process::Command::new("ffprobe").args(packets.split(' ')).arg(&film).output().unwrap();
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    let key_frames: Vec<u64> =
+        listed.lines().filter_map(|line| line.split_once(",K")).map(|(at, _)| at.parse().unwrap()).collect();
+    assert_eq!(key_frames.len(), 8);
+    let mut args = Stock::of(noise(1)).await.args("set", false);
+    args.source = film.to_str().unwrap().parse().unwrap();
+    let asked = PlanArgs {
+        source: args.source,
+        store: args.store,
+        strategy: Strategy::Keyframes,
+        to: 4,
+        overlap: 0.0,
+        rate: Rate(None),
+        origin_rate: Rate(None),
+    };
+    let planned = plan(asked).await.unwrap();
+    let cuts: Vec<_> = planned.parts.iter().skip(1).map(|part| part.own[0].0).collect();
+    assert!(cuts.len() == 3 && cuts.iter().all(|cut| key_frames.contains(cut)), "{cuts:?} of {key_frames:?}");
 }

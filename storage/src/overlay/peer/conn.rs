@@ -25,6 +25,10 @@ use crate::overlay::wire::{self, HANDSHAKE_LEN, Handshake, Hello, Message, Ours}
 const GREETING: Duration = Duration::from_secs(3);
 /// Less than half of the other side's patience with silence.
 const KEEP_ALIVE: Duration = Duration::from_secs(45);
+/// What is uploaded keeps its slot so long; after that it goes on without, for others are not to wait for who does not read.
+const SLOT: Duration = Duration::from_secs(2);
+/// Who has not taken one group by then is let go.
+const UNREAD: Duration = Duration::from_secs(60);
 /// How a peer of ours is told from an ordinary client before anything else is said.
 const PEER_ID_PREFIX: &[u8; 8] = b"-ST0100-";
 
@@ -227,8 +231,17 @@ async fn give(
     };
     let len = (bytes.end - bytes.start) as usize;
     shared.up.take(len).await;
-    send_from_disk(write.as_ref(), out, shared, bytes).await?;
-    drop(permit);
+    let mut sending = std::pin::pin!(send_from_disk(write.as_ref(), out, shared, bytes));
+    match tokio::time::timeout(SLOT, &mut sending).await {
+        Ok(sent) => {
+            sent?;
+            drop(permit);
+        }
+        Err(_) => {
+            drop(permit);
+            tokio::time::timeout(UNREAD, sending).await??;
+        }
+    }
     shared.state().given(len);
     if let (Some(book), Some(piece)) = (&shared.book, ends) {
         book.sent(node, piece);

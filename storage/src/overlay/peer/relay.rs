@@ -19,6 +19,11 @@ impl Peer {
         self.shared.state().chunks_unknown(groups, &self.shared.meta.layout)
     }
 
+    /// The group hashes of a chunk, if they are known.
+    pub fn hashes(&self, chunk: u32) -> Option<Vec<GroupHash>> {
+        self.shared.state().hashes(chunk)
+    }
+
     /// Hashes of a chunk from the controller; false if they do not give its root.
     pub fn learn_hashes(&self, chunk: u32, hashes: Vec<GroupHash>) -> bool {
         self.shared.state().learn(chunk, hashes, &self.shared.meta)

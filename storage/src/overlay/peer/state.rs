@@ -92,8 +92,12 @@ pub struct Conn {
     /// Groups of each piece leased to it that it has not acknowledged.
     lease_left: BTreeMap<u32, u32>,
     hashes_sent: BTreeSet<u32>,
+    /// Chunks whose hashes it asked for.
+    hashes_due: BTreeSet<u32>,
     /// Pieces an ordinary client was told of.
     shown: BTreeSet<u32>,
+    /// We are the origin: it is given what was leased to it, and nothing that it asks for.
+    leases_only: bool,
     partial: BTreeMap<u32, Partial>,
 }
 
@@ -234,7 +238,9 @@ impl State {
             leased: BTreeSet::new(),
             lease_left: BTreeMap::new(),
             hashes_sent: BTreeSet::new(),
+            hashes_due: BTreeSet::new(),
             shown: BTreeSet::new(),
+            leases_only: giver,
             partial: BTreeMap::new(),
         };
         let show = !giver && kind != Kind::Origin && !self.stored.is_empty();
@@ -295,6 +301,11 @@ impl State {
         for message in conn.control.drain(..) {
             debug_assert!(conn.kind != Kind::Ordinary || !matches!(message, Message::Ours(_)), "{message:?}");
             wire::encode(&message, out);
+        }
+        if let Some(chunk) = conn.hashes_due.pop_first()
+            && let Some(Some(hashes)) = self.hashes.get(chunk as usize)
+        {
+            wire::encode(&Message::Ours(Ours::Hashes { chunk, hashes: hashes.to_vec() }), out);
         }
         let fresh = &self.log[conn.log_at..];
         conn.log_at = self.log.len();
@@ -372,6 +383,10 @@ impl State {
         self.stored.count() == self.picker.wanted()
     }
 
+    pub fn hashes(&self, chunk: u32) -> Option<Vec<GroupHash>> {
+        self.hashes.get(chunk as usize)?.as_deref().cloned()
+    }
+
     pub fn fail(&mut self, why: String) {
         self.failed.get_or_insert(why);
     }
@@ -434,6 +449,40 @@ mod tests {
             state.fill(0, *id, meta);
         }
         (state, conns)
+    }
+
+    #[test]
+    fn what_is_not_wanted_is_not_taken_however_right_it_is() {
+        let meta = meta(3 << 20);
+        let (mut want, groups) = (Bits::new(meta.layout.groups()), meta.layout.groups());
+        want.set_range(0..groups / 2);
+        let hashes = vec![Some(vec![]); meta.layout.chunks() as usize];
+        let mut state = State::new(&meta, hashes, want, Bits::new(groups), 0);
+        assert!(state.hashes_for(0, 1, &meta.layout).is_some());
+        assert!(state.hashes_for(groups / 2, 1, &meta.layout).is_none());
+        assert!(state.hashes_for(u32::MAX, 1, &meta.layout).is_none());
+        assert_eq!(state.counts.wasted, 2);
+    }
+
+    #[test]
+    fn an_origin_gives_what_it_leased_and_hashes_once_however_often_they_are_asked_for() {
+        let meta = meta(3 << 20);
+        let groups = meta.layout.groups();
+        let hashes = vec![Some(vec![[7; 32]; 4]); meta.layout.chunks() as usize];
+        let mut state = State::new(&meta, hashes, Bits::full(groups), Bits::full(groups), 0);
+        let listen = SocketAddr::from(([127, 0, 0, 1], 1));
+        let (id, _) = state.register(&meta, 1, Kind::Ours, listen, false, true).unwrap();
+        state.heard(0, id, Message::Ours(Ours::Request { group: 3 }), &meta).unwrap();
+        for _ in 0..CONTROL_MAX * 2 {
+            state.heard(0, id, Message::Ours(Ours::HashesWanted { chunk: 0 }), &meta).unwrap();
+        }
+        let mut out = BytesMut::new();
+        assert_eq!(state.output(id, &meta.layout, &mut out), Some(None));
+        let said: Vec<_> = std::iter::from_fn(|| wire::decode(&mut out).unwrap()).collect();
+        let answers = [Ours::Reject { group: 3 }, Ours::Hashes { chunk: 0, hashes: vec![[7; 32]; 4] }];
+        assert_eq!(said, answers.map(Message::Ours));
+        state.lease(&meta, 1, 0);
+        assert!(matches!(state.output(id, &meta.layout, &mut out), Some(Some(_))));
     }
 
     #[test]

@@ -75,8 +75,10 @@ impl State {
                 set.for_each(|group| self.picker.source_has(id, group));
             }
             Ours::HashesWanted { chunk } => {
-                if let Some(Some(hashes)) = self.hashes.get(chunk as usize).cloned() {
-                    self.send(id, Message::Ours(Ours::Hashes { chunk, hashes: hashes.to_vec() }));
+                // Written out when there is room for them: asking costs nothing, so it must not fill memory here.
+                if let (Some(Some(_)), Some(conn)) = (self.hashes.get(chunk as usize), self.conns.get_mut(&id)) {
+                    conn.hashes_due.insert(chunk);
+                    conn.wake.notify_one();
                 }
             }
             Ours::Hashes { chunk, hashes } => {
@@ -111,7 +113,7 @@ impl State {
             Ours::Request { group } => {
                 let held = self.stored.get(group);
                 let Some(conn) = self.conns.get_mut(&id) else { return Err(Breach("gone")) };
-                if held && conn.uploads.len() < UPLOADS_MAX {
+                if held && !conn.leases_only && conn.uploads.len() < UPLOADS_MAX {
                     conn.uploads.push_back(Upload::Group { group, ends: None });
                     conn.wake.notify_one();
                 } else {
@@ -188,10 +190,10 @@ impl State {
             .map(|whole| (group, whole.data.into()))
     }
 
-    /// Hashes to check `group` with, unless it is held already or cannot be checked.
+    /// Hashes to check `group` with, unless it is held already, not wanted here, or cannot be checked.
     pub fn hashes_for(&mut self, group: u32, bytes: usize, layout: &Layout) -> Option<Arc<Vec<GroupHash>>> {
         let hashes = self.hashes.get(layout.chunk_of(group) as usize).cloned().flatten();
-        let wanted = group < self.picker.have().len() && !self.picker.have().get(group);
+        let wanted = self.picker.lacks(group);
         if !wanted || hashes.is_none() {
             self.counts.wasted += bytes as u64;
         }
