@@ -68,7 +68,7 @@ pub async fn run(args: BenchArgs) -> Result<()> {
         None => {
             let mut all = frames::run(frames::FramesArgs::default()).await?;
             all.extend(wall::run(wall::WallArgs::default()).await?);
-            all.extend(wall::run(wall::WallArgs { minutes: 10.0, runs: 1, ..wall::WallArgs::default() }).await?);
+            all.extend(wall::run(wall::WallArgs { minutes: 10.0, ..wall::WallArgs::default() }).await?);
             all.extend(negotiate::run(negotiate::NegotiateArgs::default()).await?);
             all.extend(memory::run(memory::MemoryArgs::default()).await?);
             all

@@ -56,6 +56,15 @@ async fn is_refused(agent: &Agent, person: &Person, requests: Vec<Element>) {
     }
 }
 
+async fn joined(events: &mut mpsc::Receiver<AgentEvent>) {
+    wait(events, |event| match event {
+        AgentEvent::RoomJoined { .. } => Some(()),
+        AgentEvent::RoomLost { why, .. } => panic!("{why}"),
+        _ => None,
+    })
+    .await;
+}
+
 async fn online(events: &mut mpsc::Receiver<AgentEvent>) {
     wait(events, |event| matches!(event, AgentEvent::Online { .. }).then_some(())).await;
 }
@@ -68,13 +77,14 @@ async fn requests_of_outsiders_are_refused_and_not_written_down() {
         options.hosts = 1;
     })
     .await;
-    let person = Person::come_in(&stage).await;
+    let mut person = Person::come_in(&stage).await;
     let before = stage.domains().await;
     a_stranger_gets_nothing(&stage, &person).await;
     // Nor may somebody of the own domain speak for it.
     is_refused(&person.agent, &person, all_bindings("a.test")).await;
     an_admitted_account_outside_the_room_is_not_heard(&stage, &person).await;
     an_occupant_without_affiliation_is_not_heard(&stage, &person).await;
+    a_stranger_in_the_shell_room_is_not_obeyed(&stage, &mut person).await;
     assert_eq!(stage.domains().await, before);
     assert_eq!(stage.ask(&["jobs"]).await.1, serde_json::json!([]));
 
@@ -134,14 +144,46 @@ async fn an_occupant_without_affiliation_is_not_heard(stage: &Stage, person: &Pe
     let (occupant, mut events) = log_in(stage, 1, &client.jid, &client.password);
     let ad = Ad { version: MARK.into(), ..ad("b.test") };
     occupant.join(&room, "b.test", Some(ad.into())).await.unwrap();
-    wait(&mut events, |event| match event {
-        AgentEvent::RoomJoined { .. } => Some(()),
-        AgentEvent::RoomLost { why, .. } => panic!("{why}"),
-        _ => None,
-    })
-    .await;
+    joined(&mut events).await;
     is_refused(&occupant, person, all_bindings("b.test")).await;
     occupant.close().await;
     owner.room_config(&room, &[("muc#roomconfig_membersonly", "1")]).await.unwrap();
+    owner.close().await;
+}
+
+/// Its membership of the Shell room was taken away while it was there: what it says is followed by nothing, neither words nor a job.
+async fn a_stranger_in_the_shell_room_is_not_obeyed(stage: &Stage, person: &mut Person) {
+    let (owner, mut events) = stage.manager("a.test");
+    online(&mut events).await;
+    let client = &stage.domain(1).client;
+    let account = client.jid.parse().unwrap();
+    owner.set_affiliation(&person.room, &account, "member").await.unwrap();
+    let (stranger, mut events) = log_in(stage, 1, &client.jid, &client.password);
+    stranger.join(&person.room, "stranger", None).await.unwrap();
+    joined(&mut events).await;
+    owner.set_affiliation(&person.room, &account, "none").await.unwrap();
+    for words in [&Order::new(MARK, MARK).xml(), "jobs", &format!("cancel {MARK}")] {
+        stranger.say(&person.room, words).await.unwrap();
+    }
+    stranger.groupchat(&person.room, query("jobs", "")).await.unwrap();
+    stranger.groupchat(&person.room, submission(&Order::new(MARK, MARK).xml())).await.unwrap();
+    // The room keeps the order: once the last of it is there, all of it has been passed over.
+    wait(&mut person.events, |event| match event {
+        AgentEvent::Message { from, payloads, body: None, .. }
+            if from.resource().is_some_and(|nick| nick.as_str() == "stranger") =>
+        {
+            payloads.iter().any(|p| p.attr("verb") == Some("submit")).then_some(())
+        }
+        _ => None,
+    })
+    .await;
+    let answer = person.say("help").await;
+    let active = person.room.with_resource_str("active").unwrap();
+    let first = wait(&mut events, |event| match event {
+        AgentEvent::Message { from, body, .. } if from == active.clone() => Some(body),
+        _ => None,
+    });
+    assert_eq!(first.await, Some(answer), "the first that is answered is somebody else");
+    stranger.close().await;
     owner.close().await;
 }

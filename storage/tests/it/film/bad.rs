@@ -41,8 +41,10 @@ fn what_is_no_film_is_named_so() {
 #[test]
 fn a_film_cut_short_is_refused_wherever_its_index_stands() {
     let first = closed("first.mp4", "-map 0 -c copy -movflags +faststart");
+    let fragmented = closed("fragmented.mp4", "-map 0 -c copy -movflags +frag_keyframe+empty_moov");
     let mkv = closed("film.mkv", "-map 0 -c copy");
-    for film in [last(), first, mkv] {
+    let webm = closed("film.webm", "-c:v libvpx -deadline realtime -cpu-used 8 -g 30 -b:v 400k -c:a libopus");
+    for film in [last(), first, fragmented, mkv, webm] {
         for keep in [film.len() / 10, film.len() / 2, film.len() - 1] {
             assert_eq!(refused(&film[..keep]).code(), "truncated-film", "{keep} of {}", film.len());
         }
