@@ -24,7 +24,7 @@ test: build ## all tests, on real parts
 lint: setup ## formatting, clippy, documentation, what may depend on what
 	@.ci/lint
 
-fuzz: setup ## a minute of fuzzing over all targets
+fuzz: setup ## a minute of fuzzing for each target
 	@.ci/fuzz 60
 
 bench: build ## the measurements of docs/benchmarks.md

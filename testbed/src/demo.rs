@@ -90,7 +90,7 @@ async fn tour(
     film: &Path,
 ) -> Result<bool> {
     let expected = Expected { frames: options.film.frames(), rate: options.film.rate };
-    let (source, target) = put_film(world, film).await?;
+    let (source, target) = (put_film(world, film, None).await?, target(world));
     println!("A film of {} frames is at {source}.", expected.frames);
 
     println!("\n$ starling --state {} domains", state.display());
@@ -147,15 +147,20 @@ async fn tour(
     Ok(right)
 }
 
-/// Uploads the film; gives its URL and that of a place for the results that no earlier job has used.
-pub(crate) async fn put_film(world: &WorldDocument, film: &Path) -> Result<(String, String)> {
+/// Uploads the film, under its own name if no key is given; gives its URL.
+pub async fn put_film(world: &WorldDocument, film: &Path, key: Option<&str>) -> Result<String> {
     let (s3, store) = (&world.s3, world.s3.store().await?);
     let name = film.file_name().and_then(|name| name.to_str()).context("name the film")?;
-    let path = ObjectPath::new(&s3.bucket, name)?;
-    let bytes = tokio::fs::read(film).await.context("read the film")?;
+    let path = ObjectPath::new(&s3.bucket, key.unwrap_or(name))?;
+    let bytes = tokio::fs::read(film).await.with_context(|| format!("read the film {}", film.display()))?;
     store.put(&path, bytes.into(), PutOptions::default()).await.context("put the film to S3")?;
+    Ok(path.to_string())
+}
+
+/// A place for results that no earlier job has used.
+fn target(world: &WorldDocument) -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
-    Ok((format!("s3://{}/{name}", s3.bucket), format!("s3://{}/out/{now}/", s3.bucket)))
+    format!("s3://{}/out/{now}/", world.s3.bucket)
 }
 
 pub(crate) fn job_xml(source: &str, target: &str, heights: &[u32]) -> String {

@@ -10,7 +10,7 @@ use testbed::demo::{self, DemoOptions};
 use testbed::film::{self, Container, Expected, Film, Rate};
 use testbed::s3::{self, S3Args};
 use testbed::simulate::{self, SimulateArgs};
-use testbed::world::{Board, StoreOptions, World, WorldOptions};
+use testbed::world::{Board, StoreOptions, World, WorldDocument, WorldOptions};
 use tokio::signal::unix::{SignalKind, signal};
 
 #[derive(Parser)]
@@ -96,6 +96,8 @@ struct DemoArgs {
 enum FilmCommand {
     /// Make a film whose frames bear their own number.
     Make(MakeArgs),
+    /// Put a film into a world's store, where jobs find it.
+    Put(PutArgs),
     /// Decode a film, playlist, manifest or SMIL document and check each frame and the sound.
     Verify(VerifyArgs),
 }
@@ -117,6 +119,18 @@ struct MakeArgs {
     open_gop: bool,
     #[arg(long)]
     out: PathBuf,
+}
+
+#[derive(Args)]
+#[command(after_help = "Example: testbed film put target/in.mp4 --state target/world")]
+struct PutArgs {
+    file: PathBuf,
+    /// The object's key, if it is not the file's name.
+    #[arg(long)]
+    key: Option<String>,
+    /// Where the world is.
+    #[arg(long, value_name = "DIR")]
+    state: PathBuf,
 }
 
 #[derive(Args)]
@@ -169,6 +183,7 @@ async fn run(command: Command) -> Result<ExitCode> {
         }
         Command::S3(args) => s3::run_command(args).await.map(|()| ExitCode::SUCCESS),
         Command::Film(FilmCommand::Make(args)) => make(&args),
+        Command::Film(FilmCommand::Put(args)) => put(&args).await,
         Command::Film(FilmCommand::Verify(args)) => verify(&args).await,
         Command::Simulate(args) => simulate::run(&args).map(|()| ExitCode::SUCCESS),
     }
@@ -220,6 +235,11 @@ fn make(args: &MakeArgs) -> Result<ExitCode> {
     };
     film::make(&film, &args.out)?;
     println!("{}: {} frames at {}", args.out.display(), film.frames(), film.rate);
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn put(args: &PutArgs) -> Result<ExitCode> {
+    println!("{}", demo::put_film(&WorldDocument::read(&args.state)?, &args.file, args.key.as_deref()).await?);
     Ok(ExitCode::SUCCESS)
 }
 

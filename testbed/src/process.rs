@@ -148,7 +148,9 @@ fn create_log(path: &Path) -> Result<File> {
     if let Some(dir) = path.parent() {
         std::fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
     }
-    File::create(path).with_context(|| format!("create the log {}", path.display()))
+    // Empty at first; appended to, since Prosody writes to it by itself.
+    let opened = File::create(path).and_then(|_| File::options().append(true).open(path));
+    opened.with_context(|| format!("create the log {}", path.display()))
 }
 
 /// The last lines of a log, for a message.

@@ -56,6 +56,16 @@ fn the_clients_example_is_read() {
 }
 
 #[test]
+fn what_joining_tells_to_write_is_read_and_names_no_file_that_it_has_not_told_of() {
+    let page = include_str!("../../../docs/joining.md");
+    let block = page.split("```toml").nth(1).unwrap().split("```").next().unwrap();
+    let text: Vec<_> = block.lines().map(str::trim_start).collect();
+    let config: Config = toml::from_str(&text.join("\n")).unwrap();
+    assert_eq!((config.domain.as_str(), config.agreements.path), ("d.example", None));
+    assert!(config.s3.is_none());
+}
+
+#[test]
 fn the_agreements_example_is_read() {
     let agreements = Agreements::parse(&std::fs::read_to_string(example("agreements.toml")).unwrap()).unwrap();
     assert_eq!(agreements.with(&"b.test".into()).parts_max, Some(50));

@@ -81,7 +81,7 @@ pub(super) async fn prepare(
             domain: Some(name.clone()),
             program: "prosody".into(),
             arguments: vec!["-F".into(), "--config".into(), server.config_path().into()],
-            log: domain.dir.join("prosody/log"),
+            log: server.log_path(),
         };
         board.starting(&recipe.name, "starting");
         processes.push(Process::start(recipe)?);

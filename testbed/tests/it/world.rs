@@ -85,8 +85,15 @@ fn a_world_tells_how_to_come_in_and_leaves_no_process_after_sigint() {
     let count = |role: &str| world.processes.iter().filter(|process| process.role == role).count();
     assert_eq!(["s3", "prosody", "cluster-manager", "host-manager"].map(count), [1, 3, 3, 3]);
     assert!(world.processes.iter().all(|process| kill(pid(process.pid), None).is_ok() && process.log.is_file()));
+    let prosody = world.processes.iter().find(|process| process.role == "prosody").unwrap();
+    assert!(std::fs::read_to_string(&prosody.log).unwrap().contains("Hello and welcome to Prosody"));
+    names_are_those_that_outside_programs_read(state.path());
     let mode = std::os::unix::fs::MetadataExt::mode(&std::fs::metadata(state.path().join("world.json")).unwrap());
     assert_eq!(mode & 0o777, 0o600, "it holds passwords");
+
+    let put = ["film", "put", "Cargo.toml", "--key", "in.mp4", "--state"];
+    let put = Command::new(env!("CARGO_BIN_EXE_testbed")).args(put).arg(state.path()).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&put.stdout), "s3://films/in.mp4\n", "{put:?}");
 
     let second =
         Command::new(env!("CARGO_BIN_EXE_testbed")).args(["up", "--state"]).arg(state.path()).output().unwrap();
@@ -97,6 +104,17 @@ fn a_world_tells_how_to_come_in_and_leaves_no_process_after_sigint() {
     assert_eq!(up.ended(), Some(0));
     assert_eq!(alive(state.path()), Vec::<String>::new());
     assert!(WorldDocument::read(state.path()).is_err());
+}
+
+fn names_are_those_that_outside_programs_read(state: &Path) {
+    let world: serde_json::Value = serde_json::from_slice(&std::fs::read(state.join("world.json")).unwrap()).unwrap();
+    let names = |value: &serde_json::Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>().join(" ");
+    assert_eq!(names(&world), "domains processes s3");
+    assert_eq!(names(&world["s3"]), "access_key bucket endpoint region secret_key");
+    let domain = &world["domains"][0];
+    assert_eq!(names(domain), "ca_file client console_url name shell_room xmpp_host xmpp_port");
+    assert_eq!(names(&domain["client"]), "jid password");
+    assert_eq!(names(&world["processes"][0]), "domain log pid role");
 }
 
 #[test]
