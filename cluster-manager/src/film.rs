@@ -297,7 +297,7 @@ impl FilmJob {
 
     pub fn audio_call(&self, prepared: &Prepared, pieces: &BTreeMap<u32, Output>) -> Option<PartCall> {
         let part = Self::audio_part(prepared)?;
-        let bytes = pieces.values().map(|piece| piece.size).sum();
+        let bytes = pieces.values().map(|piece| piece.size).fold(0, u64::saturating_add);
         // AAC encodes at some fifty times real time on one core.
         Some(PartCall { part, bytes, work_ms: (prepared.plan.film.duration * 20.0) as u64 })
     }
@@ -526,3 +526,6 @@ fn encoding(rendition: &job::Rendition) -> Rendition {
         preset: rendition.preset.to_string(),
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -199,8 +199,8 @@ impl Hosts {
 
     /// Slots of all hosts, and how many of them have nothing to do.
     pub fn capacity(&self) -> (u32, u32) {
-        let slots = self.hosts.values().map(|e| e.host.slots).sum();
-        let busy = self.hosts.values().map(|e| (e.tasks.len() as u32).min(e.host.slots)).sum::<u32>();
+        let slots = self.hosts.values().map(|e| e.host.slots).fold(0, u32::saturating_add);
+        let busy = self.hosts.values().map(|e| (e.tasks.len() as u32).min(e.host.slots)).fold(0, u32::saturating_add);
         (slots, slots.saturating_sub(busy).saturating_sub(self.waiting.len() as u32))
     }
 
@@ -333,6 +333,11 @@ mod tests {
         hosts.run(task(1), Where::default());
         hosts.assign();
         assert_eq!(hosts.silent(Millis(SILENT_MS + 2)), [task(1)]);
+    }
+
+    #[test]
+    fn hosts_may_say_any_number_of_slots() {
+        assert_eq!(hosts(&[("one", u32::MAX), ("two", u32::MAX)]).capacity(), (u32::MAX, u32::MAX));
     }
 
     #[test]

@@ -232,7 +232,7 @@ impl Local {
     fn open(path: &Path) -> Result<Self, Failure> {
         let fail = |e: io::Error| Failure::new(4, "source-unreadable", format!("{}: {e}", path.display()));
         let list: Vec<File> = source::list(path).map_err(fail)?;
-        let len = list.iter().map(|f| f.len).sum();
+        let len = list.iter().map(|f| f.len).fold(0, u64::saturating_add);
         let files = Files::open(path, &list).map_err(|e| Failure::new(4, e.code(), crate::swarm::chain(&e)))?;
         Ok(Self { files, len })
     }

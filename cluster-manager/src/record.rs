@@ -251,8 +251,9 @@ impl Record {
             let entry = by_domain.entry(&done.by).or_default();
             entry.domain = done.by.to_string();
             entry.parts += 1;
-            entry.bytes_in += done.usage.bytes_in;
-            entry.bytes_out += done.usage.bytes_out;
+            // Any number that a domain may say.
+            entry.bytes_in = entry.bytes_in.saturating_add(done.usage.bytes_in);
+            entry.bytes_out = entry.bytes_out.saturating_add(done.usage.bytes_out);
             entry.seconds += done.usage.cpu_ms as f64 / 1000.0;
             if let Some(loaded) = done.usage.loaded.as_ref().filter(|_| entry.loaded.is_none()) {
                 entry.loaded = Some(plain(loaded, LOADED_CHARS_MAX));
@@ -302,4 +303,35 @@ const LOADED_CHARS_MAX: usize = 200;
 /// How a failure is journaled and shown.
 pub fn failed(id: &JobId, at: Millis, failure: &FilmFailure) -> JobEvent {
     JobEvent::Ended { id: id.clone(), at, cancelled: false, error: Some(failure.document()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::film::tests::XML;
+
+    fn record() -> Record {
+        let (id, at, owner, xml) = ("j-1".into(), Millis(1), "me@a.test".to_owned(), XML.to_owned());
+        Record::accepted(&JobEvent::Accepted { id, at, owner, xml, sealed: None }).unwrap()
+    }
+
+    #[test]
+    fn a_job_is_shown_whatever_its_domains_say_of_their_bytes() {
+        let mut record = record();
+        for part in 0..2 {
+            let usage = Usage { bytes_in: u64::MAX, bytes_out: u64::MAX, ..Usage::default() };
+            let (id, at, verified) = ("j-1".into(), Millis(2), Verified { objects: Vec::new() });
+            record.apply(JobEvent::Verified {
+                id,
+                at,
+                part,
+                domain: "b.test".into(),
+                by: "b.test".into(),
+                usage,
+                verified,
+            });
+        }
+        let shown = record.document("http://here");
+        assert_eq!((shown.usage[0].bytes_in, shown.usage[0].bytes_out), (u64::MAX, u64::MAX));
+    }
 }

@@ -120,7 +120,7 @@ impl Coordinator {
         if mode == OverlayMode::Never {
             return Err(direct("the overlay is switched off"));
         }
-        let throttled = self.throttled.iter().map(|(_, requests)| requests).sum();
+        let throttled = self.throttled.iter().map(|(_, requests)| *requests).fold(0, u64::saturating_add);
         let facts = Facts { loads: self.hosts.capacity().0, streams, throttled };
         let (wishes, wanted) = self.wishes(lease).filter(|_| facts.loads > 1).ok_or_else(|| direct(ONE_LOADS))?;
         match wanted.map(|wanted| facts.choose(wanted)) {
@@ -134,7 +134,8 @@ impl Coordinator {
         let taken = self.domain.book().taken.get(lease).filter(|taken| taken.parts.len() > 1)?;
         if taken.terms.home != self.me {
             let urls = taken.parts.values().map(|part| part.award.url.clone()).collect();
-            let (parts, bytes) = (taken.parts.len() as u32, taken.parts.values().map(|part| part.award.bytes).sum());
+            let bytes = taken.parts.values().map(|part| part.award.bytes).fold(0, u64::saturating_add);
+            let parts = taken.parts.len() as u32;
             return Some((Wishes::Ordered(urls), taken.terms.common.map(|common| Wanted { parts, bytes, common })));
         }
         let writer = self.writer(&self.me, &taken.terms.job)?;

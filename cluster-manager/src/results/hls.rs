@@ -115,7 +115,8 @@ fn master(film: &Playable<'_>, links: &Links<'_>) -> String {
     }
     for track in film.tracks() {
         let Some(first) = track.first() else { continue };
-        let (peak, mean) = (track.peak_bit_rate() + sound_rate, track.mean_bit_rate() + sound_rate);
+        let with_sound = |rate: u64| rate.saturating_add(sound_rate);
+        let (peak, mean) = (with_sound(track.peak_bit_rate()), with_sound(track.mean_bit_rate()));
         let (width, height, codecs) = (first.width, first.height, &first.codecs);
         let rate = first.samples as f64 * f64::from(first.timescale) / first.duration as f64;
         let uri = links.reference(&playlist_key(track));

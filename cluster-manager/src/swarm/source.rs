@@ -277,7 +277,7 @@ fn local(source: &Path, cache: &Path, token: Option<String>, hashed: &Hashed) ->
     let name = name.ok_or_else(|| Failure::new(4, "source-name", "the source's name is not UTF-8"))?.to_owned();
     let list = list(&path).map_err(fail)?;
     metainfo::check_names(&name, &list).map_err(|e| Failure::new(4, e.code(), e))?;
-    let layout = Layout::for_total(list.iter().map(|f| f.len).sum()).ok_or_else(empty)?;
+    let layout = Layout::for_total(list.iter().map(|f| f.len).fold(0, u64::saturating_add)).ok_or_else(empty)?;
     hashed.total.store(layout.total(), Relaxed);
     let files = Files::open(&path, &list).map_err(on_disk)?;
     let version = version(&path, &list).map_err(fail)?;

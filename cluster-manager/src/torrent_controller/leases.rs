@@ -149,7 +149,7 @@ async fn ended(this: &TorrentController, origin: &StoreOrigin, node: u64, pieces
         }
     };
     this.with(|inner, _| {
-        inner.from_store += took;
+        inner.from_store = inner.from_store.saturating_add(took);
         if inner.failure.is_none() {
             inner.failure = failed;
         }
