@@ -306,6 +306,17 @@ impl FilmJob {
         self.target.join(&format!(".starling/{}/order-{part:05}-{attempt}.json", self.id))
     }
 
+    fn sound_place(&self, part: u32, attempt: u32) -> Result<ObjectPath, StoreError> {
+        self.target.join(&format!(".starling/{}/sound-{part:05}-{attempt}", self.id))
+    }
+
+    /// The sound packets among the objects that a domain names, if they are where they were ordered to: whoever encodes them is given a URL
+    /// to read them, and must not read anything else by it.
+    pub fn sound_piece<'a>(&self, part: u32, attempt: u32, outputs: &'a [Output]) -> Option<&'a Output> {
+        let ordered = self.sound_place(part, attempt).ok()?;
+        outputs.iter().find(|output| output.key == ordered.key())
+    }
+
     /// The presigned URL of the order for one attempt of one part, written or not.
     pub async fn order_url(&self, store: &Store, part: u32, attempt: u32, ttl: Duration) -> Result<String, StoreError> {
         store.presign_get(&self.order_place(part, attempt)?, ttl).await
@@ -343,7 +354,7 @@ impl FilmJob {
                 }
                 let audio = match &planned.audio {
                     Some(span) => {
-                        let object = self.target.join(&format!(".starling/{}/sound-{part:05}-{attempt}", self.id))?;
+                        let object = self.sound_place(part, attempt)?;
                         let put = store.presign_put(&object, ttl, None).await?;
                         let format = span.format.clone();
                         Some(AudioCut { lo: span.lo, hi: span.hi, format, key: object.key().to_owned(), put })

@@ -186,8 +186,9 @@ impl Coordinator {
     pub(super) fn note(&mut self, output: &Output) -> Option<JobEvent> {
         match output {
             Output::Loaded { job, part, attempt, outputs } => {
-                let known = self.records.get(job)?.pieces.get(part).is_some_and(|piece| piece.attempt == *attempt);
-                let object = outputs.first().filter(|_| !known)?.clone();
+                let record = self.records.get(job)?;
+                let known = record.pieces.get(part).is_some_and(|piece| piece.attempt == *attempt);
+                let object = record.film.sound_piece(*part, *attempt, outputs).filter(|_| !known)?.clone();
                 let domain = self.domain.job(job)?.parts.into_iter().find(|p| p.n == *part)?.domain?;
                 let piece = Piece { attempt: *attempt, domain, object };
                 Some(JobEvent::Loaded { id: job.clone(), part: *part, piece })

@@ -60,3 +60,12 @@ fn pieces_of_any_size_that_a_domain_may_say_are_called_out() {
     let pieces = BTreeMap::from([(0, huge.clone()), (1, huge)]);
     assert_eq!(film().audio_call(&prepared(2), &pieces).unwrap().bytes, u64::MAX);
 }
+
+#[test]
+fn only_the_sound_that_was_ordered_is_given_to_be_read() {
+    let film = film();
+    let said = [output("other/secret", b"a"), output("out/.starling/j-1/sound-00001-2", b"b")];
+    assert_eq!(film.sound_piece(1, 2, &said), Some(&said[1]));
+    assert_eq!(film.sound_piece(1, 2, &said[..1]), None);
+    assert_eq!((film.sound_piece(0, 2, &said), film.sound_piece(1, 1, &said)), (None, None));
+}
