@@ -527,3 +527,6 @@ impl Coordinator {
         error!(error, "{what}");
     }
 }
+
+#[cfg(test)]
+mod tests;

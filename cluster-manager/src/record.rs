@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use federation::book::Times;
+use federation::domain::Input;
+use federation::event::End;
 use federation::id::{DomainId, JobId, Millis};
 use federation::job::Job;
 use federation::message::{Output, Usage};
@@ -183,6 +185,16 @@ impl Record {
         !self.told && matches!(self.ended, Some((_, false, _)))
     }
 
+    /// What ends its negotiation as it has ended itself.
+    pub fn ending(&self) -> Option<Input> {
+        let (job, (_, cancelled, error)) = (JobId(self.film.id.clone()), self.ended.clone()?);
+        Some(match error {
+            Some(ErrorDoc { code, message, .. }) => Input::FailJob { job, code, message },
+            None if cancelled => Input::CancelJob { job, reason: "cancelled by its owner".into() },
+            None => Input::Finish { job },
+        })
+    }
+
     /// It has failed or was cancelled, and what it wrote is not known to be gone.
     pub fn is_unreleased(&self) -> bool {
         !self.released && matches!(self.ended, Some((_, true, _) | (_, _, Some(_))))
@@ -299,6 +311,15 @@ impl Record {
 
 /// Of what a domain says about its loading.
 const LOADED_CHARS_MAX: usize = 200;
+
+/// What the end of its negotiation means for a job.
+pub fn ended(id: &JobId, at: Millis, end: &End) -> JobEvent {
+    match end {
+        End::Failed { code, message } => failed(id, at, &FilmFailure::at_work(code, message)),
+        End::Cancelled { .. } => JobEvent::Ended { id: id.clone(), at, cancelled: true, error: None },
+        End::Done => JobEvent::Ended { id: id.clone(), at, cancelled: false, error: None },
+    }
+}
 
 /// How a failure is journaled and shown.
 pub fn failed(id: &JobId, at: Millis, failure: &FilmFailure) -> JobEvent {

@@ -156,6 +156,7 @@ impl Coordinator {
                 warn!(job = %id, %error, "the job's own keys cannot be used");
             }
         }
+        self.settle_ends()?;
         let open: Vec<_> = self.records.iter().filter(|(_, r)| r.ended.is_none()).map(|(id, _)| id.clone()).collect();
         for id in open {
             info!(job = %id, "taken up again");
@@ -180,6 +181,21 @@ impl Coordinator {
         let untold: Vec<_> = self.records.iter().filter(|(_, r)| r.is_untold()).map(|(id, _)| id.clone()).collect();
         untold.iter().for_each(|id| self.tell_owner(id));
         Ok(())
+    }
+
+    /// A job's record and its negotiation end one after the other, and the last life may have been killed in between.
+    fn settle_ends(&mut self) -> Result<()> {
+        let (mut events, mut inputs) = (Vec::new(), Vec::new());
+        for (id, record) in &self.records {
+            let Some(job) = self.domain.book().jobs.get(id) else { continue };
+            match (record.ending(), &job.end) {
+                (None, Some(end)) => events.push(record::ended(id, job.times.ended.unwrap_or_else(now), end)),
+                (Some(input), None) => inputs.push(input),
+                _ => {}
+            }
+        }
+        events.into_iter().try_for_each(|event| self.journal_job(event))?;
+        inputs.into_iter().try_for_each(|input| self.step(input))
     }
 
     /// What an output means for the journal of jobs; written in one batch with the domain's own events.
