@@ -197,7 +197,7 @@ impl Coordinator {
             std::fs::remove_dir_all(&shares).context("clear the directory of shares")?;
         }
         let vault = Vault::open(&config.state_dir.join("vault.key"))?;
-        let epoch = journal.next_epoch()?;
+        let epoch = journal.next_epoch(now())?;
         let agreements = match &config.agreements.path {
             Some(path) => {
                 let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;

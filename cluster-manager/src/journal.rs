@@ -11,6 +11,7 @@ use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use federation::id::Millis;
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::archive::{Archive, Ended};
@@ -123,13 +124,13 @@ impl Journal {
         Ok(())
     }
 
-    /// A number that grows with each start: this incarnation's epoch.
-    pub fn next_epoch(&self) -> Result<u64, JournalError> {
+    /// A number that grows with each start, also with that of an empty journal in the place of one that is lost: this incarnation's epoch.
+    pub fn next_epoch(&self, now: Millis) -> Result<u64, JournalError> {
         let bytes = self
             .db
             .update_and_fetch("epoch", |old| {
                 let epoch = old.and_then(|b| b.try_into().ok()).map_or(0, u64::from_be_bytes);
-                Some((epoch + 1).to_be_bytes().to_vec())
+                Some(epoch.saturating_add(1).max(now.0 / 1000).to_be_bytes().to_vec())
             })
             .map_err(JournalError::Write)?;
         self.db.flush().map_err(JournalError::Write)?;
@@ -366,9 +367,11 @@ mod tests {
     #[test]
     fn the_epoch_grows_with_each_start() {
         let dir = tempfile::tempdir().unwrap();
-        let first = Journal::open(dir.path()).unwrap().next_epoch().unwrap();
-        let second = Journal::open(dir.path()).unwrap().next_epoch().unwrap();
-        assert!(second > first);
+        let start = |dir: &Path, now_s: u64| Journal::open(dir).unwrap().next_epoch(Millis(now_s * 1000)).unwrap();
+        let epochs = [7, 9, 9, 1].map(|now_s| start(dir.path(), now_s));
+        assert_eq!(epochs, [7, 9, 10, 11], "whatever the clock does");
+        let reinstalled = tempfile::tempdir().unwrap();
+        assert!(start(reinstalled.path(), 20) > epochs[3]);
     }
 
     #[test]
