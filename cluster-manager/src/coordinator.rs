@@ -36,7 +36,7 @@ use crate::config::Config;
 use crate::film::{FilmFailure, Prepared, Verified};
 use crate::hosts::{Hosts, TaskId};
 use crate::journal::{Journal, JournalError, Settled};
-use crate::record::{JobEvent, Record};
+use crate::record::{JobEvent, Piece, Record};
 use crate::rest::{Located, Snapshot};
 use crate::vault::Vault;
 
@@ -104,6 +104,11 @@ enum Done {
     Claimed {
         job: JobId,
         result: Result<(), FilmFailure>,
+    },
+    Loaded {
+        job: JobId,
+        part: u32,
+        piece: Piece,
     },
     Checked {
         job: JobId,
@@ -362,7 +367,7 @@ impl Coordinator {
             }
             Output::Stop { lease, part, attempt } => self.stop_task(TaskId { lease, part, attempt }),
             Output::Check { job, part, attempt, outputs } => self.check(job, part, attempt, outputs),
-            Output::Loaded { job, .. } => self.call_for_sound(&job)?,
+            Output::Loaded { job, part, attempt, outputs } => self.check_sound(job, part, attempt, outputs),
             Output::PartVerified { job, .. } => {
                 self.call_for_sound(&job)?;
                 self.publish(&job);
@@ -444,6 +449,7 @@ impl Coordinator {
             Done::Ordered { task, url: Err(reason) } => self.task_lost(task, "order-not-written", &reason),
             Done::Prepared { job, result } => self.prepared(job, result),
             Done::Claimed { job, result } => result.or_else(|failure| self.fail(&job, failure)),
+            Done::Loaded { job, part, piece } => self.loaded(job, part, piece),
             Done::Checked { job, part, attempt, result } => {
                 let result = result.map(|verified| {
                     self.checked.insert((job.clone(), part, attempt), verified);

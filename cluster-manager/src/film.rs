@@ -72,6 +72,9 @@ pub struct Prepared {
 pub struct Verified {
     /// One for each rendition, in the job's order; or the encoded sound.
     pub objects: Vec<VerifiedObject>,
+    /// The sound packets that came with the pictures; in older journals only among what was loaded.
+    #[serde(default)]
+    pub sound: Option<Output>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -310,13 +313,6 @@ impl FilmJob {
         self.target.join(&format!(".starling/{}/sound-{part:05}-{attempt}", self.id))
     }
 
-    /// The sound packets among the objects that a domain names, if they are where they were ordered to: whoever encodes them is given a URL
-    /// to read them, and must not read anything else by it.
-    pub fn sound_piece<'a>(&self, part: u32, attempt: u32, outputs: &'a [Output]) -> Option<&'a Output> {
-        let ordered = self.sound_place(part, attempt).ok()?;
-        outputs.iter().find(|output| output.key == ordered.key())
-    }
-
     /// The presigned URL of the order for one attempt of one part, written or not.
     pub async fn order_url(&self, store: &Store, part: u32, attempt: u32, ttl: Duration) -> Result<String, StoreError> {
         store.presign_get(&self.order_place(part, attempt)?, ttl).await
@@ -403,25 +399,35 @@ impl FilmJob {
     ) -> Result<Verified, String> {
         let planned = prepared.plan.parts.get(part as usize);
         let expected = self.names(planned.is_some(), part, attempt);
+        let sound = match planned.and_then(|planned| planned.audio.as_ref()) {
+            Some(_) => Some(self.check_sound(store, part, attempt, outputs).await?),
+            None => None,
+        };
         let mut objects = Vec::new();
         for name in expected {
             let place = self.target.join(&name).map_err(|e| e.to_string())?;
             let key = place.key();
-            let output = outputs.iter().find(|o| o.key == key).ok_or_else(|| format!("{key} was not reported"))?;
-            let bytes = store.get(&place, OBJECT_BYTES_MAX).await.map_err(|e| format!("{key}: {e}"))?;
-            if bytes.len() as u64 != output.size {
-                return Err(format!("{key} has {} bytes, reported were {}", bytes.len(), output.size));
-            }
-            if hex(&Sha256::digest(&bytes)) != output.sha256 {
-                return Err(format!("{key} has another hash than reported"));
-            }
+            let (output, bytes) = read_back(store, &place, outputs).await?;
             let inspection = fragment::inspect(&bytes).map_err(|e| format!("{key}: {e}"))?;
             if let Some(planned) = planned {
                 fragment::check(&inspection.summary, &planned.clip).map_err(|e| format!("{key}: {e}"))?;
             }
             objects.push(VerifiedObject { key: name, size: output.size, inspection });
         }
-        Ok(Verified { objects })
+        Ok(Verified { objects, sound })
+    }
+
+    /// The sound packets of a part, if they are in the store as reported, where they were ordered to: whoever encodes them is given a URL
+    /// to read them, must not read anything else by it, and would be taken for the one at fault.
+    pub async fn check_sound(
+        &self,
+        store: &Store,
+        part: u32,
+        attempt: u32,
+        outputs: &[Output],
+    ) -> Result<Output, String> {
+        let place = self.sound_place(part, attempt).map_err(|e| e.to_string())?;
+        read_back(store, &place, outputs).await.map(|(output, _)| output.clone())
     }
 
     /// Writes SMIL, HLS and DASH for what is there.
@@ -506,6 +512,24 @@ impl FilmJob {
             sound,
         }
     }
+}
+
+/// What was reported of an object, and the object, if that is what it is.
+async fn read_back<'a>(
+    store: &Store,
+    place: &ObjectPath,
+    outputs: &'a [Output],
+) -> Result<(&'a Output, Bytes), String> {
+    let key = place.key();
+    let output = outputs.iter().find(|o| o.key == key).ok_or_else(|| format!("{key} was not reported"))?;
+    let bytes = store.get(place, OBJECT_BYTES_MAX).await.map_err(|e| format!("{key}: {e}"))?;
+    if bytes.len() as u64 != output.size {
+        return Err(format!("{key} has {} bytes, reported were {}", bytes.len(), output.size));
+    }
+    if hex(&Sha256::digest(&bytes)) != output.sha256 {
+        return Err(format!("{key} has another hash than reported"));
+    }
+    Ok((output, bytes))
 }
 
 fn sound_track(object: &VerifiedObject) -> SoundTrack {

@@ -34,7 +34,7 @@ pub enum JobEvent {
         at: Millis,
         prepared: Box<Prepared>,
     },
-    /// The sound packets of a part are in the store; another attempt's replace them: a later one's, or those of one that
+    /// The sound packets of a part are in the store, as reported; another attempt's replace them: a later one's, or those of one that
     /// was given up and has delivered after all.
     Loaded {
         id: JobId,
@@ -91,10 +91,9 @@ impl JobEvent {
     }
 }
 
-/// The sound packets of one part, as the domain that loaded it says.
+/// The sound packets of one part, and the domain that says what they are.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Piece {
-    pub attempt: u32,
     pub domain: DomainId,
     pub object: Output,
 }
@@ -153,6 +152,9 @@ impl Record {
                 self.pieces.insert(part, piece);
             }
             JobEvent::Verified { at, part, domain, by, usage, verified, .. } => {
+                if let Some(object) = verified.sound.clone() {
+                    self.pieces.insert(part, Piece { domain: domain.clone(), object });
+                }
                 self.verified.insert(part, verified);
                 self.done.insert(part, Done { at, domain, by, usage });
             }
@@ -165,8 +167,8 @@ impl Record {
         }
     }
 
-    /// All video parts have given their sound, and each piece is to be believed: nothing but its domain's word vouches for it, so
-    /// that domain must have delivered a part of this job, or be home itself.
+    /// All video parts have given their sound, and each piece is to be believed: that it is the film's nothing but its domain's word
+    /// vouches for, so that domain must have delivered a part of this job, or be home itself.
     pub fn sound_is_loaded(&self, home: &DomainId) -> bool {
         let is_trusted = |domain: &DomainId| domain == home || self.done.values().any(|done| done.domain == *domain);
         self.prepared.as_ref().is_some_and(|(_, p)| {
@@ -329,7 +331,7 @@ pub fn failed(id: &JobId, at: Millis, failure: &FilmFailure) -> JobEvent {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::film::tests::XML;
+    use crate::film::tests::{XML, output, prepared};
 
     fn record() -> Record {
         let (id, at, owner, xml) = ("j-1".into(), Millis(1), "me@a.test".to_owned(), XML.to_owned());
@@ -337,11 +339,24 @@ mod tests {
     }
 
     #[test]
+    fn a_verified_part_has_given_its_sound_also_when_nothing_was_said_of_it_before() {
+        let (mut record, home) = (record(), "a.test".into());
+        let (id, at) = (JobId::from("j-1"), Millis(2));
+        record.apply(JobEvent::Prepared { id: id.clone(), at, prepared: Box::new(prepared(1)) });
+        assert!(!record.sound_is_loaded(&home));
+        let (domain, usage) = (DomainId::from("b.test"), Usage::default());
+        let verified = Verified { objects: Vec::new(), sound: Some(output("k", b"sound")) };
+        record.apply(JobEvent::Verified { id, at, part: 0, by: domain.clone(), domain, usage, verified });
+        assert!(record.sound_is_loaded(&home));
+        assert_eq!(record.sound_objects()[&0], output("k", b"sound"));
+    }
+
+    #[test]
     fn a_job_is_shown_whatever_its_domains_say_of_their_bytes() {
         let mut record = record();
         for part in 0..2 {
             let usage = Usage { bytes_in: u64::MAX, bytes_out: u64::MAX, ..Usage::default() };
-            let (id, at, verified) = ("j-1".into(), Millis(2), Verified { objects: Vec::new() });
+            let (id, at, verified) = ("j-1".into(), Millis(2), Verified { objects: Vec::new(), sound: None });
             record.apply(JobEvent::Verified {
                 id,
                 at,

@@ -201,14 +201,6 @@ impl Coordinator {
     /// What an output means for the journal of jobs; written in one batch with the domain's own events.
     pub(super) fn note(&mut self, output: &Output) -> Option<JobEvent> {
         match output {
-            Output::Loaded { job, part, attempt, outputs } => {
-                let record = self.records.get(job)?;
-                let known = record.pieces.get(part).is_some_and(|piece| piece.attempt == *attempt);
-                let object = record.film.sound_piece(*part, *attempt, outputs).filter(|_| !known)?.clone();
-                let domain = self.domain.job(job)?.parts.into_iter().find(|p| p.n == *part)?.domain?;
-                let piece = Piece { attempt: *attempt, domain, object };
-                Some(JobEvent::Loaded { id: job.clone(), part: *part, piece })
-            }
             Output::PartVerified { job, part, attempt, domain, by, usage, .. } => {
                 let verified = self.checked.remove(&(job.clone(), *part, *attempt))?;
                 Some(JobEvent::Verified {
@@ -223,6 +215,36 @@ impl Coordinator {
             }
             _ => None,
         }
+    }
+
+    /// Reads the sound packets of a part back as soon as they are said to be there. Where that fails they are looked at once more with the
+    /// part's result, and its domain is judged then.
+    pub(super) fn check_sound(&self, job: JobId, part: u32, attempt: u32, outputs: Vec<message::Output>) {
+        let has_sound = |writer: &OrderWriter| {
+            writer.prepared.plan.parts.get(part as usize).is_some_and(|planned| planned.audio.is_some())
+        };
+        let Some(writer) = self.writer(&self.me, &job).filter(has_sound) else { return };
+        let view = self.domain.job(&job).and_then(|view| view.parts.into_iter().find(|shown| shown.n == part));
+        let Some(domain) = view.and_then(|shown| shown.domain) else { return };
+        let done = self.done.0.clone();
+        self.spawn("check sound", async move {
+            match writer.film.check_sound(&writer.store, part, attempt, &outputs).await {
+                Ok(object) => {
+                    let piece = Piece { domain, object };
+                    let _ = done.send(Done::Loaded { job, part, piece }).await; // fails only when we are leaving
+                }
+                Err(reason) => warn!(%job, part, attempt, %domain, %reason, "sound cannot be used yet"),
+            }
+        });
+    }
+
+    /// A verified part has given its sound for good.
+    pub(super) fn loaded(&mut self, id: JobId, part: u32, piece: Piece) -> Result<()> {
+        if self.records.get(&id).is_none_or(|r| r.ended.is_some() || r.verified.contains_key(&part)) {
+            return Ok(());
+        }
+        self.journal_job(JobEvent::Loaded { id: id.clone(), part, piece })?;
+        self.call_for_sound(&id)
     }
 
     /// Once all sound packets are in the store, encoding them becomes a part of its own.

@@ -1,5 +1,11 @@
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use axum::http::{StatusCode, Uri};
+use axum::routing::get;
 use storage::film::part::{Clip, PartInput, Ratio};
 use storage::film::plan::{AudioInfo, AudioSpan, Container, FilmInfo, PlannedPart};
+use storage::retry::RetryPolicy;
+use storage::s3::{S3Config, Secret};
 
 use super::*;
 
@@ -61,11 +67,52 @@ fn pieces_of_any_size_that_a_domain_may_say_are_called_out() {
     assert_eq!(film().audio_call(&prepared(2), &pieces).unwrap().bytes, u64::MAX);
 }
 
-#[test]
-fn only_the_sound_that_was_ordered_is_given_to_be_read() {
-    let film = film();
-    let said = [output("other/secret", b"a"), output("out/.starling/j-1/sound-00001-2", b"b")];
-    assert_eq!(film.sound_piece(1, 2, &said), Some(&said[1]));
-    assert_eq!(film.sound_piece(1, 2, &said[..1]), None);
-    assert_eq!((film.sound_piece(0, 2, &said), film.sound_piece(1, 1, &said)), (None, None));
+/// A store on loopback that holds these objects, and refuses its first `ill` requests.
+pub(crate) async fn store(objects: &[(&str, &[u8])], ill: usize) -> Store {
+    let held: BTreeMap<_, _> = objects.iter().map(|(key, bytes)| (format!("/films/{key}"), bytes.to_vec())).collect();
+    let (held, served) = (Arc::new(held), Arc::new(AtomicUsize::new(0)));
+    let answer = move |uri: Uri| {
+        let (held, is_ill) = (held.clone(), served.fetch_add(1, Ordering::Relaxed) < ill);
+        async move {
+            match is_ill {
+                true => Err(StatusCode::SERVICE_UNAVAILABLE),
+                false => held.get(uri.path()).cloned().ok_or(StatusCode::NOT_FOUND),
+            }
+        }
+    };
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async { axum::serve(listener, axum::Router::new().fallback(get(answer))).await });
+    let (access_key, secret_key) = (Some("key".into()), Some(Secret::new("secret")));
+    let retry = RetryPolicy { attempts_max: 1, ..RetryPolicy::default() };
+    let config = S3Config { endpoint: Some(endpoint), access_key, secret_key, retry, ..S3Config::default() };
+    Store::connect(&config).await.unwrap()
+}
+
+#[tokio::test]
+async fn only_the_sound_that_was_ordered_and_is_as_reported_is_used() {
+    let (film, key) = (film(), "out/.starling/j-1/sound-00001-2");
+    let store = store(&[("other/secret", b"a"), (key, b"b")], 0).await;
+    let said = [output("other/secret", b"a"), output(key, b"b")];
+    let used = |part, attempt, said: &[Output]| {
+        let (film, store, said) = (film.clone(), store.clone(), said.to_vec());
+        async move { film.check_sound(&store, part, attempt, &said).await }
+    };
+    assert_eq!(used(1, 2, &said).await, Ok(said[1].clone()));
+    assert!(used(1, 2, &said[..1]).await.is_err());
+    assert!(used(0, 2, &said).await.is_err() && used(1, 1, &said).await.is_err());
+    assert!(used(1, 2, &[output(key, b"c")]).await.is_err_and(|what| what.contains("another hash")));
+    assert!(used(1, 2, &[output(key, b"bb")]).await.is_err_and(|what| what.contains("1 bytes")));
+}
+
+#[tokio::test]
+async fn a_part_whose_sound_is_not_what_was_reported_is_refused() {
+    let key = "out/.starling/j-1/sound-00000-1";
+    let store = store(&[(key, b"sound")], 0).await;
+    let mut refused = Vec::new();
+    for said in [vec![], vec![output(key, b"noise")], vec![output(key, b"sound")]] {
+        refused.push(film().check(&store, &prepared(1), 0, 1, &said).await.unwrap_err());
+    }
+    assert!(refused[..2].iter().all(|what| what.starts_with(key)), "{refused:?}");
+    assert_eq!(refused[2], "out/90p-h264-crf23/v00000-1.mp4 was not reported");
 }

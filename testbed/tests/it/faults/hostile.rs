@@ -225,16 +225,25 @@ async fn whoever_sends_another_object_than_it_says_is_found_out(stage: &Stage) {
         };
         let Work::Video(work) = order.work else { panic!("{order:?}") };
         let garbage = vec![0; 1000];
-        let output =
-            |sha256: String| Output { key: work.renditions[0].key.clone(), size: 1000, sha256, fragments: None };
-        // A hash of something else for the first; for the others the right hash of what is no film.
-        let outputs = match part.part {
-            0 => vec![output(hex(&Sha256::digest(b"something else")))],
-            _ => vec![output(hex(&Sha256::digest(&garbage)))],
+        let (film, sound) = (&work.renditions[0], work.audio.as_ref().unwrap());
+        let (right, wrong) = (hex(&Sha256::digest(&garbage)), hex(&Sha256::digest(b"something else")));
+        let output = |key: &str, sha256: &str| Output {
+            key: key.to_owned(),
+            size: 1000,
+            sha256: sha256.to_owned(),
+            fragments: None,
         };
-        let put = || http.put(&work.renditions[0].put).header("if-none-match", "*").body(garbage.clone());
-        put().send().await.unwrap().error_for_status().unwrap();
-        assert_eq!(put().send().await.unwrap().status(), 412, "an object is written once");
+        // A hash of something else for the first, and for the sound of the second; for the others the right hash of what is no film.
+        let outputs = match part.part {
+            0 => vec![output(&sound.key, &right), output(&film.key, &wrong)],
+            1 => vec![output(&sound.key, &wrong), output(&film.key, &right)],
+            _ => vec![output(&sound.key, &right), output(&film.key, &right)],
+        };
+        for url in [&sound.put, &film.put] {
+            let put = || http.put(url).header("if-none-match", "*").body(garbage.clone());
+            put().send().await.unwrap().error_for_status().unwrap();
+            assert_eq!(put().send().await.unwrap().status(), 412, "an object is written once");
+        }
         let (lease, secret) = (award.lease.clone(), award.secret.clone());
         let (n, attempt, usage) = (part.part, part.attempt, Usage::default());
         let done = PartDone { lease, secret, part: n, attempt, by: None, outputs, usage };
