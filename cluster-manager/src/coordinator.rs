@@ -33,7 +33,7 @@ use xmpp_parsers::minidom::Element;
 
 use crate::archive::Archive;
 use crate::config::Config;
-use crate::film::{FilmFailure, Prepared, Verified};
+use crate::film::{CheckError, FilmFailure, Prepared, Verified};
 use crate::hosts::{Hosts, TaskId};
 use crate::journal::{Journal, JournalError, Settled};
 use crate::record::{JobEvent, Piece, Record};
@@ -114,7 +114,8 @@ enum Done {
         job: JobId,
         part: u32,
         attempt: u32,
-        result: Result<Verified, String>,
+        outputs: Vec<federation::message::Output>,
+        result: Result<Verified, CheckError>,
     },
     Published {
         job: JobId,
@@ -366,7 +367,7 @@ impl Coordinator {
                 }
             }
             Output::Stop { lease, part, attempt } => self.stop_task(TaskId { lease, part, attempt }),
-            Output::Check { job, part, attempt, outputs } => self.check(job, part, attempt, outputs),
+            Output::Check { job, part, attempt, outputs } => self.check(job, part, attempt, outputs, Duration::ZERO),
             Output::Loaded { job, part, attempt, outputs } => self.check_sound(job, part, attempt, outputs),
             Output::PartVerified { job, .. } => {
                 self.call_for_sound(&job)?;
@@ -450,14 +451,8 @@ impl Coordinator {
             Done::Prepared { job, result } => self.prepared(job, result),
             Done::Claimed { job, result } => result.or_else(|failure| self.fail(&job, failure)),
             Done::Loaded { job, part, piece } => self.loaded(job, part, piece),
-            Done::Checked { job, part, attempt, result } => {
-                let result = result.map(|verified| {
-                    self.checked.insert((job.clone(), part, attempt), verified);
-                });
-                if let Err(reason) = &result {
-                    warn!(%job, part, attempt, %reason, "a part's objects are not what was reported");
-                }
-                self.step(Input::Checked { job, part, attempt, result })
+            Done::Checked { job, part, attempt, outputs, result } => {
+                self.part_checked(job, part, attempt, outputs, result)
             }
             Done::Published { job, complete, result } => self.published(job, complete, result),
             Done::Told { job } => self.journal_job(JobEvent::Told { id: job }),

@@ -92,11 +92,30 @@ pub struct FilmFailure {
     pub code: String,
     pub message: String,
     pub hint: Option<String>,
+    /// The store may do it later.
+    pub retryable: bool,
+}
+
+/// Why the objects of a part do not count.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckError {
+    /// They are not what was said or ordered, in words.
+    #[error("{0}")]
+    Wrong(String),
+    /// Nothing is known of them, and their domain is not to blame.
+    #[error(transparent)]
+    Unread(FilmFailure),
+}
+
+impl From<String> for CheckError {
+    fn from(what: String) -> Self {
+        Self::Wrong(what)
+    }
 }
 
 impl FilmFailure {
     fn new(code: &str, message: impl Into<String>, hint: &str) -> Self {
-        Self { code: code.into(), message: message.into(), hint: Some(hint.into()) }
+        Self { code: code.into(), message: message.into(), hint: Some(hint.into()), retryable: false }
     }
 
     /// A job that failed at work, with what its owner can do about it.
@@ -274,7 +293,8 @@ impl FilmJob {
 
     fn target_failure(&self, error: &StoreError) -> FilmFailure {
         let code = if error.code() == "forbidden" { "target-forbidden" } else { error.code() };
-        FilmFailure::new(code, format!("{}: {error}", self.job.target), "check the target's name and the keys' rights")
+        let (message, hint) = (format!("{}: {error}", self.job.target), "check the target's name and the keys' rights");
+        FilmFailure { retryable: error.retryable(), ..FilmFailure::new(code, message, hint) }
     }
 
     /// What is called out for bids.
@@ -387,8 +407,7 @@ impl FilmJob {
         store.put(&self.order_place(part, attempt)?, Bytes::from(body), options).await.map(drop)
     }
 
-    /// Reads the objects of a part back and compares them with what was reported and with what was ordered. The `Err` says
-    /// in words what is wrong with them.
+    /// Reads the objects of a part back and compares them with what was reported and with what was ordered.
     pub async fn check(
         &self,
         store: &Store,
@@ -396,7 +415,7 @@ impl FilmJob {
         part: u32,
         attempt: u32,
         outputs: &[Output],
-    ) -> Result<Verified, String> {
+    ) -> Result<Verified, CheckError> {
         let planned = prepared.plan.parts.get(part as usize);
         let expected = self.names(planned.is_some(), part, attempt);
         let sound = match planned.and_then(|planned| planned.audio.as_ref()) {
@@ -407,7 +426,7 @@ impl FilmJob {
         for name in expected {
             let place = self.target.join(&name).map_err(|e| e.to_string())?;
             let key = place.key();
-            let (output, bytes) = read_back(store, &place, outputs).await?;
+            let (output, bytes) = self.read_back(store, &place, outputs).await?;
             let inspection = fragment::inspect(&bytes).map_err(|e| format!("{key}: {e}"))?;
             if let Some(planned) = planned {
                 fragment::check(&inspection.summary, &planned.clip).map_err(|e| format!("{key}: {e}"))?;
@@ -425,9 +444,31 @@ impl FilmJob {
         part: u32,
         attempt: u32,
         outputs: &[Output],
-    ) -> Result<Output, String> {
+    ) -> Result<Output, CheckError> {
         let place = self.sound_place(part, attempt).map_err(|e| e.to_string())?;
-        read_back(store, &place, outputs).await.map(|(output, _)| output.clone())
+        self.read_back(store, &place, outputs).await.map(|(output, _)| output.clone())
+    }
+
+    /// What was reported of an object, and the object, if that is what it is.
+    async fn read_back<'a>(
+        &self,
+        store: &Store,
+        place: &ObjectPath,
+        outputs: &'a [Output],
+    ) -> Result<(&'a Output, Bytes), CheckError> {
+        let key = place.key();
+        let output = outputs.iter().find(|o| o.key == key).ok_or_else(|| format!("{key} was not reported"))?;
+        let bytes = store.get(place, OBJECT_BYTES_MAX).await.map_err(|error| match error.reason {
+            Reason::NotFound | Reason::TooLarge => CheckError::Wrong(format!("{key}: {error}")),
+            _ => CheckError::Unread(self.target_failure(&error)),
+        })?;
+        if bytes.len() as u64 != output.size {
+            return Err(format!("{key} has {} bytes, reported were {}", bytes.len(), output.size).into());
+        }
+        if hex(&Sha256::digest(&bytes)) != output.sha256 {
+            return Err(format!("{key} has another hash than reported").into());
+        }
+        Ok((output, bytes))
     }
 
     /// Writes SMIL, HLS and DASH for what is there.
@@ -512,24 +553,6 @@ impl FilmJob {
             sound,
         }
     }
-}
-
-/// What was reported of an object, and the object, if that is what it is.
-async fn read_back<'a>(
-    store: &Store,
-    place: &ObjectPath,
-    outputs: &'a [Output],
-) -> Result<(&'a Output, Bytes), String> {
-    let key = place.key();
-    let output = outputs.iter().find(|o| o.key == key).ok_or_else(|| format!("{key} was not reported"))?;
-    let bytes = store.get(place, OBJECT_BYTES_MAX).await.map_err(|e| format!("{key}: {e}"))?;
-    if bytes.len() as u64 != output.size {
-        return Err(format!("{key} has {} bytes, reported were {}", bytes.len(), output.size));
-    }
-    if hex(&Sha256::digest(&bytes)) != output.sha256 {
-        return Err(format!("{key} has another hash than reported"));
-    }
-    Ok((output, bytes))
 }
 
 fn sound_track(object: &VerifiedObject) -> SoundTrack {

@@ -16,7 +16,7 @@ use super::orders::{ADDRESSES_AHEAD, OrderWriter};
 use super::tasks::HAND_OUT;
 use super::{Coordinator, Done, now, quiet};
 use crate::archive::Ended;
-use crate::film::{FilmFailure, Prepared};
+use crate::film::{CheckError, FilmFailure, Prepared, Verified};
 use crate::record::{self, JobEvent, Piece, Record};
 use crate::shell;
 use crate::view::{JobDoc, OfferDoc};
@@ -25,6 +25,8 @@ use crate::view::{JobDoc, OfferDoc};
 /// so.
 const RELEASE_AFTER: [Duration; 4] =
     [Duration::from_millis(500), Duration::from_secs(5), Duration::from_secs(30), Duration::from_secs(120)];
+/// Before what an ill store did not do is tried again; the store itself has been patient before.
+const STORE_AGAIN: Duration = Duration::from_secs(1);
 /// Between two tries to tell an owner how a job has ended.
 const TELL_AGAIN: Duration = Duration::from_secs(5);
 /// The claim of a target waits so long at most until no answer is awaited: where partners are near it takes the core that they need,
@@ -63,6 +65,7 @@ impl Coordinator {
                     code: "keys-unusable".into(),
                     message: "the keys of this job cannot be used".into(),
                     hint: Some("submit it again".into()),
+                    retryable: false,
                 }),
             };
             let _ = done.send(Done::Prepared { job, result }).await; // fails only when we are leaving
@@ -258,18 +261,53 @@ impl Coordinator {
         self.step(Input::AddParts { job: id.clone(), parts: vec![call] })
     }
 
-    pub(super) fn check(&self, job: JobId, part: u32, attempt: u32, outputs: Vec<message::Output>) {
+    pub(super) fn check(&self, job: JobId, part: u32, attempt: u32, outputs: Vec<message::Output>, wait: Duration) {
         let Some(writer) = self.writer(&self.me, &job) else { return };
         let done = self.done.0.clone();
         self.spawn("check", async move {
+            tokio::time::sleep(wait).await;
             let OrderWriter { film, prepared, store, .. } = writer;
             let result = film.check(&store, &prepared, part, attempt, &outputs).await;
-            let _ = done.send(Done::Checked { job, part, attempt, result }).await; // fails only when we are leaving
+            let _ = done.send(Done::Checked { job, part, attempt, outputs, result }).await; // fails only when we are leaving
         });
+    }
+
+    /// A domain is judged by what was read, and not by a store that is ill.
+    pub(super) fn part_checked(
+        &mut self,
+        job: JobId,
+        part: u32,
+        attempt: u32,
+        outputs: Vec<message::Output>,
+        result: Result<Verified, CheckError>,
+    ) -> Result<()> {
+        let result = match result {
+            Ok(verified) => {
+                self.checked.insert((job.clone(), part, attempt), verified);
+                Ok(())
+            }
+            Err(CheckError::Wrong(reason)) => {
+                warn!(%job, part, attempt, %reason, "a part's objects are not what was reported");
+                Err(reason)
+            }
+            Err(CheckError::Unread(failure)) if failure.retryable => {
+                warn!(%job, part, attempt, %failure, "a part's objects are looked at again later");
+                if self.records.get(&job).is_some_and(|record| record.ended.is_none()) {
+                    self.check(job, part, attempt, outputs, STORE_AGAIN);
+                }
+                return Ok(());
+            }
+            Err(CheckError::Unread(failure)) => return self.fail(&job, failure),
+        };
+        self.step(Input::Checked { job, part, attempt, result })
     }
 
     /// Writes the manifests for what there is; one writing at a time, and another after it if more came.
     pub(super) fn publish(&mut self, id: &JobId) {
+        self.publish_after(id, Duration::ZERO);
+    }
+
+    fn publish_after(&mut self, id: &JobId, wait: Duration) {
         if let Some(again) = self.publishing.get_mut(id) {
             *again = true;
             return;
@@ -280,6 +318,7 @@ impl Coordinator {
         let (job, done, attempts) = (id.clone(), self.done.0.clone(), self.attempts(id));
         self.publishing.insert(id.clone(), false);
         self.spawn("publish", async move {
+            tokio::time::sleep(wait).await;
             let mut result = film.publish(&store, &prepared, &verified).await;
             if complete
                 && result.is_ok()
@@ -295,8 +334,14 @@ impl Coordinator {
     pub(super) fn published(&mut self, id: JobId, complete: bool, result: Result<(), FilmFailure>) -> Result<()> {
         let again = self.publishing.remove(&id).unwrap_or(false);
         let Some(record) = self.records.get(&id).filter(|r| r.ended.is_none()) else { return Ok(()) };
-        if let Err(failure) = result {
-            return self.fail(&id, failure);
+        match result {
+            Ok(()) => {}
+            Err(failure) if failure.retryable => {
+                warn!(job = %id, %failure, "published again later");
+                self.publish_after(&id, STORE_AGAIN);
+                return Ok(());
+            }
+            Err(failure) => return self.fail(&id, failure),
         }
         if record.published.is_none() {
             info!(job = %id, "can be played from here on");

@@ -1,10 +1,10 @@
 //! A coordinator that starts on what another has left in its journal; no server answers it.
 
 use federation::event::{End, Terms};
-use federation::message::PartCall;
+use federation::message::{PartCall, Usage};
 
 use super::*;
-use crate::film::tests::{XML, prepared};
+use crate::film::tests::{XML, prepared, store};
 use crate::record;
 use crate::view::JobDoc;
 
@@ -64,4 +64,31 @@ async fn a_job_whose_record_or_negotiation_alone_has_ended_ends_at_the_next_star
             assert_eq!(coordinator.domain.book().jobs[&id()].end, Some(end.clone()));
         }
     }
+}
+
+#[tokio::test]
+async fn an_ill_store_ends_no_job_and_is_asked_again() {
+    let verified = Verified { objects: Vec::new(), sound: None };
+    let (at, domain, by) = (Millis(2), DomainId::from("b.test"), DomainId::from("b.test"));
+    let usage = Usage::default();
+    let half = Entry::Job(JobEvent::Verified { id: id(), at, part: 0, domain, by, usage, verified });
+    let (mut coordinator, _dir) = started(&accepted().into_iter().chain([half]).collect::<Vec<_>>()).await;
+    coordinator.store = Some(store(&[], usize::MAX).await);
+    let ill = |code: &str| FilmFailure { retryable: true, ..FilmFailure::at_work(code, "ill") };
+    coordinator.published(id(), true, Err(ill("throttled"))).unwrap();
+    assert!(coordinator.publishing.contains_key(&id()));
+    coordinator.part_checked(id(), 1, 1, Vec::new(), Err(CheckError::Unread(ill("throttled")))).unwrap();
+    assert_eq!(coordinator.records[&id()].ended, None);
+    let (mut checked, mut published) = (false, false);
+    while !(checked && published) {
+        match coordinator.done.1.recv().await.unwrap() {
+            Done::Checked { part: 1, .. } => checked = true,
+            Done::Published { .. } => published = true,
+            _ => {}
+        }
+    }
+    let refused = FilmFailure::at_work("target-forbidden", "no");
+    coordinator.part_checked(id(), 1, 1, Vec::new(), Err(CheckError::Unread(refused))).unwrap();
+    assert_eq!(coordinator.document(&id()).unwrap().error.unwrap().code, "target-forbidden");
+    assert!(coordinator.domain.book().marks.is_empty());
 }

@@ -1,7 +1,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use axum::http::{StatusCode, Uri};
-use axum::routing::get;
+use axum::routing::any;
 use storage::film::part::{Clip, PartInput, Ratio};
 use storage::film::plan::{AudioInfo, AudioSpan, Container, FilmInfo, PlannedPart};
 use storage::retry::RetryPolicy;
@@ -82,7 +82,7 @@ pub(crate) async fn store(objects: &[(&str, &[u8])], ill: usize) -> Store {
     };
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoint = format!("http://{}", listener.local_addr().unwrap());
-    tokio::spawn(async { axum::serve(listener, axum::Router::new().fallback(get(answer))).await });
+    tokio::spawn(async { axum::serve(listener, axum::Router::new().fallback(any(answer))).await });
     let (access_key, secret_key) = (Some("key".into()), Some(Secret::new("secret")));
     let retry = RetryPolicy { attempts_max: 1, ..RetryPolicy::default() };
     let config = S3Config { endpoint: Some(endpoint), access_key, secret_key, retry, ..S3Config::default() };
@@ -96,7 +96,7 @@ async fn only_the_sound_that_was_ordered_and_is_as_reported_is_used() {
     let said = [output("other/secret", b"a"), output(key, b"b")];
     let used = |part, attempt, said: &[Output]| {
         let (film, store, said) = (film.clone(), store.clone(), said.to_vec());
-        async move { film.check_sound(&store, part, attempt, &said).await }
+        async move { film.check_sound(&store, part, attempt, &said).await.map_err(|e| e.to_string()) }
     };
     assert_eq!(used(1, 2, &said).await, Ok(said[1].clone()));
     assert!(used(1, 2, &said[..1]).await.is_err());
@@ -111,8 +111,20 @@ async fn a_part_whose_sound_is_not_what_was_reported_is_refused() {
     let store = store(&[(key, b"sound")], 0).await;
     let mut refused = Vec::new();
     for said in [vec![], vec![output(key, b"noise")], vec![output(key, b"sound")]] {
-        refused.push(film().check(&store, &prepared(1), 0, 1, &said).await.unwrap_err());
+        refused.push(film().check(&store, &prepared(1), 0, 1, &said).await.unwrap_err().to_string());
     }
     assert!(refused[..2].iter().all(|what| what.starts_with(key)), "{refused:?}");
     assert_eq!(refused[2], "out/90p-h264-crf23/v00000-1.mp4 was not reported");
+}
+
+#[tokio::test]
+async fn a_store_that_is_ill_says_nothing_of_a_domain() {
+    let (film, key) = (film(), "out/.starling/j-1/sound-00000-1");
+    let (ill, said) = (store(&[(key, b"sound")], 2).await, [output(key, b"sound")]);
+    let unread = film.check(&ill, &prepared(1), 0, 1, &said).await;
+    assert!(matches!(unread, Err(CheckError::Unread(failure)) if failure.retryable && failure.code == "throttled"));
+    assert!(film.claim(&ill, &prepared(1)).await.is_err_and(|failure| failure.retryable));
+    assert_eq!(film.check_sound(&ill, 0, 1, &said).await.unwrap(), said[0]);
+    let empty = store(&[], 0).await;
+    assert!(matches!(film.check_sound(&empty, 0, 1, &said).await, Err(CheckError::Wrong(_))));
 }
