@@ -163,8 +163,16 @@ impl FilmJob {
 
     /// Reads the source's index by ranged GETs. Understanding that of a film of two hours takes most of a second of computing.
     pub async fn prepare(&self, store: &Store, chunk_seconds: f64) -> Result<Prepared, FilmFailure> {
-        let options = PlanOptions { chunk_seconds: self.chunk_seconds(chunk_seconds), ..Default::default() };
-        self.plan(store, options).await
+        self.plan(store, self.plan_options(chunk_seconds)).await
+    }
+
+    /// A wished number of parts outdoes their wished length.
+    fn plan_options(&self, chunk_seconds: f64) -> PlanOptions {
+        let usual = PlanOptions { chunk_seconds: self.chunk_seconds(chunk_seconds), ..Default::default() };
+        match self.job.options.parts {
+            Some(parts) => PlanOptions { parts_min: parts, parts_max: parts, ..usual },
+            None => usual,
+        }
     }
 
     fn chunk_seconds(&self, usual: f64) -> f64 {

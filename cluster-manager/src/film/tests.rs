@@ -128,3 +128,11 @@ async fn a_store_that_is_ill_says_nothing_of_a_domain() {
     let empty = store(&[], 0).await;
     assert!(matches!(film.check_sound(&empty, 0, 1, &said).await, Err(CheckError::Wrong(_))));
 }
+
+#[test]
+fn a_wished_number_of_parts_outdoes_their_wished_length() {
+    let xml = XML.replace("</job>", "<options parts='7' chunk-seconds='60'/></job>");
+    let wished = FilmJob::new("j-1", Job::parse(&xml).unwrap()).unwrap().plan_options(10.0);
+    assert_eq!((wished.parts_min, wished.parts_max), (7, 7));
+    assert_eq!(film().plan_options(10.0), PlanOptions::default());
+}
