@@ -101,6 +101,9 @@ impl Default for Config {
 
 /// Announces a node may miss.
 const TTL_INTERVALS: u64 = 6;
+/// So long a relay may hold no blocks and take none; long enough to connect to the origin in.
+const RELAY_INTERVALS: u64 = 3;
+const RELAY_MS_MIN: Millis = 3000;
 /// Nodes that a node is told of because they want the same bytes, at most.
 const KIN_MAX: usize = 8;
 /// Edges moved per tick, of each kind.
@@ -188,6 +191,9 @@ struct Node {
     lease_ms: f64,
     slow: bool,
     got: u32,
+    /// The first tick since which no lease of it was done; and whether one was taken back or failed since.
+    since: Option<Millis>,
+    forfeited: bool,
     cursor: u32,
     connected: bool,
     seen: Millis,
@@ -314,6 +320,8 @@ impl Policy {
             lease_ms: 0.0,
             slow: false,
             got: 0,
+            since: None,
+            forfeited: false,
             cursor,
             connected: false,
             seen: now,
@@ -467,6 +475,38 @@ impl Policy {
         }
     }
 
+    /// A relay that takes nothing (unreachable, hung, without a route to the store) would cap its children for ever: one of them takes its
+    /// place. What it takes later it is leased as before.
+    fn replace_relays(&mut self, now: Millis) {
+        if self.meshed || self.config.mode != Mode::Ours {
+            return;
+        }
+        let patience = RELAY_MS_MIN.max(RELAY_INTERVALS * self.config.interval_ms);
+        let relays = self.nodes.iter_mut().filter(|(_, n)| n.role == Role::Relay);
+        let late = relays
+            .map(|(id, n)| (*id, now.saturating_sub(*n.since.get_or_insert(now))))
+            .filter(|(_, ms)| *ms >= patience);
+        for (old, _) in late.collect::<Vec<_>>() {
+            let takes = |n: &Node| !n.forfeited && (n.outstanding > 0 || !self.slots.is_free());
+            if self.holds(old) || self.nodes.get(&old).is_some_and(takes) {
+                continue;
+            }
+            let capped = self.nodes.iter().filter(|(_, n)| n.role == Role::Capped);
+            let Some(new) = capped.min_by_key(|(_, n)| n.relay != Some(old)).map(|(id, _)| *id) else { return };
+            self.nodes.values_mut().filter(|n| n.relay == Some(old)).for_each(|n| n.relay = Some(new));
+            self.set_role(old, Role::Leecher);
+            self.promote(new);
+            self.graph.link(old, new);
+        }
+    }
+
+    fn promote(&mut self, id: NodeId) {
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        (node.relay, node.since) = (None, None);
+        self.graph.add(id, node.rack);
+        self.set_role(id, Role::Relay);
+    }
+
     fn mesh(&mut self) {
         self.meshed = true;
         let all: Vec<_> = self.nodes.iter().map(|(id, n)| (*id, n.rack)).collect();
@@ -510,9 +550,7 @@ impl Policy {
             }
             if alone {
                 // The last relay died before it had children: promote one.
-                self.set_role(orphan, Role::Relay);
-                let rack = self.nodes[&orphan].rack;
-                self.graph.add(orphan, rack);
+                self.promote(orphan);
             }
             self.open(orphan);
         }
@@ -524,6 +562,7 @@ impl Policy {
         let lost: Vec<_> = self.nodes.iter().filter(|(_, n)| n.seen < silent).map(|(id, _)| *id).collect();
         lost.into_iter().for_each(|id| self.leave(id));
         self.expire_leases(now);
+        self.replace_relays(now);
         self.judge_speed(now);
         if self.meshed {
             self.move_edges();

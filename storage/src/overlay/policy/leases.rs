@@ -265,6 +265,7 @@ impl Policy {
             node.lease_ms = if node.lease_ms == 0.0 { took } else { 0.7 * node.lease_ms + 0.3 * took };
             node.outstanding = node.outstanding.saturating_sub(1);
             node.got += 1;
+            (node.since, node.forfeited) = (None, false);
             node.have.set(piece);
         }
         self.refresh(id);
@@ -274,7 +275,7 @@ impl Policy {
     /// The origin refused or failed (503, time-out): fewer at once, and the piece is free again.
     pub fn lease_failed(&mut self, now: Millis, id: NodeId, piece: u32) {
         if self.out.contains_key(&(id, piece)) {
-            self.release(id, piece);
+            self.forfeit(id, piece);
             self.slots.complain(now);
         }
     }
@@ -341,6 +342,11 @@ impl Policy {
             self.patience_ms = (self.patience_ms * PATIENCE).min(MS_MAX);
         }
         self.slots.turn(now, self.lease_ms);
-        late.into_iter().for_each(|(id, piece)| self.release(id, piece));
+        late.into_iter().for_each(|(id, piece)| self.forfeit(id, piece));
+    }
+
+    fn forfeit(&mut self, id: NodeId, piece: u32) {
+        self.nodes.get_mut(&id).into_iter().for_each(|node| node.forfeited = true);
+        self.release(id, piece);
     }
 }

@@ -63,6 +63,67 @@ fn few_nodes_are_all_linked_as_soon_as_a_relay_holds_blocks() {
     assert_eq!((orders.role, orders.neighbours.len(), orders.origin), (Role::Peer, 8, true));
 }
 
+/// Announces and ticks five times a second; whom leases of half a second reach is for `takes` to say. When the first was done.
+fn first_done(policy: &mut Policy, nodes: u64, takes: impl Fn(NodeId) -> bool) -> Option<Millis> {
+    let mut out = VecDeque::new();
+    (0..120_000).step_by(200).find(|now| {
+        (0..nodes).for_each(|id| drop(policy.announce(*now, id, Report::default())));
+        policy.tick(*now);
+        while let Some((id, piece)) = policy.next_lease(*now) {
+            out.extend(takes(id).then_some((now + 500, id, piece)));
+        }
+        let done = out.front().is_some_and(|(at, ..)| at <= now).then(|| out.pop_front()).flatten();
+        done.map(|(_, id, piece)| policy.lease_done(*now, id, piece)).is_some()
+    })
+}
+
+#[test]
+fn a_relay_that_takes_nothing_is_replaced_by_one_of_those_that_wait_for_it() {
+    for nodes in [2, 9, 100] {
+        // It never connects; it connects and hangs; what it reads from the store fails.
+        let mut unreachable = policy(nodes, 500);
+        (1..nodes).for_each(|id| unreachable.connected(id, true));
+        let silent = (0..nodes).filter(|id| unreachable.role(*id) == Role::Relay).collect::<Vec<_>>();
+        silent.iter().for_each(|id| unreachable.connected(*id, false));
+        let mut hung = unreachable.clone();
+        silent.iter().for_each(|id| hung.connected(*id, true));
+        let mut refused = unreachable.clone();
+        let after = first_done(&mut unreachable, nodes, |_| true);
+        assert!(after.is_some_and(|ms| (3000..5000).contains(&ms)), "{nodes}: {after:?}");
+        let after = first_done(&mut hung, nodes, |id| !silent.contains(&id));
+        assert!(after.is_some_and(|ms| ms < 35_000), "{nodes}: {after:?}");
+        let mut piece = refused.lease_for(0, silent[0]).unwrap();
+        for now in [100, 3200] {
+            refused.lease_failed(now, silent[0], piece);
+            piece = refused.lease_for(now, silent[0]).unwrap();
+            refused.tick(now);
+        }
+        let roles = refused.snapshot().roles;
+        assert_eq!((refused.role(silent[0]), roles[0]), (Role::Leecher, nodes as u32 - 2 * silent.len() as u32));
+        assert_eq!(roles[Role::Relay as usize] as usize, silent.len());
+    }
+}
+
+#[test]
+fn a_relay_with_a_lease_under_way_or_no_one_to_replace_it_stays() {
+    let mut policy = policy(20, 500);
+    let relay = (0..20).filter(|id| policy.role(*id) == Role::Relay).collect::<Vec<_>>();
+    relay.iter().for_each(|id| policy.connected(*id, true));
+    while policy.next_lease(0).is_some() {}
+    let roles = policy.snapshot().roles;
+    for now in (0..30_000).step_by(200) {
+        (0..20).for_each(|id| drop(policy.announce(now, id, Report::default())));
+        policy.tick(now);
+        assert_eq!(policy.snapshot().roles, roles, "after {now} ms");
+    }
+    let mut alone = under(Mode::Ours, 1, 10);
+    (0..60_000).step_by(200).for_each(|now| {
+        alone.announce(now, 0, Report::default());
+        alone.tick(now);
+    });
+    assert_eq!(alone.role(0), Role::Relay);
+}
+
 #[test]
 fn each_piece_leaves_the_origin_once_before_any_twice() {
     let mut policy = policy(20, 500);
