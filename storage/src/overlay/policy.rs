@@ -104,6 +104,8 @@ const TTL_INTERVALS: u64 = 6;
 /// So long a relay may hold no blocks and take none; long enough to connect to the origin in.
 const RELAY_INTERVALS: u64 = 3;
 const RELAY_MS_MIN: Millis = 3000;
+/// So long nothing may come to a node that starves until what others only say that they hold is doubted.
+const STARVED_INTERVALS: u64 = 3;
 /// Nodes that a node is told of because they want the same bytes, at most.
 const KIN_MAX: usize = 8;
 /// Edges moved per tick, of each kind.
@@ -164,7 +166,13 @@ pub struct Orders {
 enum Piece {
     Free,
     Leased,
-    Given { node: NodeId },
+    Given {
+        node: NodeId,
+    },
+    /// By the word of a node that had no lease of it.
+    Said {
+        node: NodeId,
+    },
 }
 
 /// A piece on its way from the origin to a node.
@@ -194,6 +202,10 @@ struct Node {
     /// The first tick since which no lease of it was done; and whether one was taken back or failed since.
     since: Option<Millis>,
     forfeited: bool,
+    /// Since when nothing has come though it starves.
+    starved: Option<Millis>,
+    /// What it says that it holds did not reach who starved for it.
+    doubted: bool,
     cursor: u32,
     connected: bool,
     seen: Millis,
@@ -273,6 +285,9 @@ impl Policy {
         if report.complete && self.role(id) == Role::Peer {
             self.set_role(id, Role::Seeder);
         }
+        if report.starving {
+            self.starves(now, id);
+        }
         if report.starving && self.meshed {
             let other = self.graph.neighbours(id).nth(self.rng.index(self.config.degree));
             if let Some(other) = other {
@@ -322,6 +337,8 @@ impl Policy {
             got: 0,
             since: None,
             forfeited: false,
+            starved: None,
+            doubted: false,
             cursor,
             connected: false,
             seen: now,
@@ -439,17 +456,55 @@ impl Policy {
     fn learn(&mut self, id: NodeId, have: Bits) {
         let Some(node) = self.nodes.get_mut(&id) else { return };
         let held = have.count();
-        node.got = node.got.max(held);
-        for piece in have.iter() {
+        if held > node.got {
+            (node.got, node.starved) = (held, None);
+        }
+        for piece in have.iter().filter(|_| !node.doubted) {
             // A controller that was restarted learns what the origin need not send again.
             if self.free.clear(piece) {
-                self.pieces[piece as usize] = Piece::Given { node: id };
+                self.pieces[piece as usize] = Piece::Said { node: id };
             }
         }
         if node.have.len() == have.len() {
             node.have = have;
         }
         self.progress(id);
+    }
+
+    /// Who says that it holds what it does not would keep it from all: when nobody brings it to a node that starves for it, it leaves the origin.
+    fn starves(&mut self, now: Millis, id: NodeId) {
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        if now.saturating_sub(*node.starved.get_or_insert(now)) < STARVED_INTERVALS * self.config.interval_ms {
+            return;
+        }
+        node.starved = None;
+        let lacks = |piece: u32| !node.have.get(piece) && node.demand.iter().any(|d| d.range.contains(&piece));
+        let said = self.pieces.iter().zip(0..).filter_map(|(state, piece)| match state {
+            Piece::Said { node } if *node != id && lacks(piece) => Some(*node),
+            _ => None,
+        });
+        for other in said.collect::<BTreeSet<_>>() {
+            self.nodes.get_mut(&other).into_iter().for_each(|n| n.doubted = true);
+            self.disown(other, false);
+        }
+    }
+
+    /// What nobody but `id` is known to hold must leave the origin again; `given`: also what it had by lease.
+    fn disown(&mut self, id: NodeId, given: bool) {
+        for piece in 0..self.pieces.len() as u32 {
+            let its = match self.pieces[piece as usize] {
+                Piece::Given { node } => given && node == id,
+                Piece::Said { node } => node == id,
+                _ => false,
+            };
+            if its {
+                let holds = |n: &Node| !n.doubted && n.have.get(piece);
+                match self.nodes.iter().find(|(other, n)| **other != id && holds(n)).map(|(id, _)| *id) {
+                    Some(node) => self.pieces[piece as usize] = Piece::Said { node },
+                    None => self.free_again(piece),
+                }
+            }
+        }
     }
 
     /// Something arrived at `id`: its children may be let in, and the tree may be ripe to become a mesh.
@@ -533,14 +588,7 @@ impl Policy {
         self.graph.leave(id, &mut self.rng);
         self.plant();
         self.version += 1;
-        for piece in 0..self.pieces.len() as u32 {
-            if self.pieces[piece as usize] == (Piece::Given { node: id }) {
-                match self.nodes.iter().find(|(_, n)| n.have.get(piece)).map(|(id, _)| *id) {
-                    Some(node) => self.pieces[piece as usize] = Piece::Given { node },
-                    None => self.free_again(piece),
-                }
-            }
-        }
+        self.disown(id, true);
         let orphans: Vec<_> = self.nodes.iter().filter(|(_, n)| n.relay == Some(id)).map(|(id, _)| *id).collect();
         for orphan in orphans {
             let relay = self.draw_relay();

@@ -265,7 +265,7 @@ impl Policy {
             node.lease_ms = if node.lease_ms == 0.0 { took } else { 0.7 * node.lease_ms + 0.3 * took };
             node.outstanding = node.outstanding.saturating_sub(1);
             node.got += 1;
-            (node.since, node.forfeited) = (None, false);
+            (node.since, node.forfeited, node.starved) = (None, false, None);
             node.have.set(piece);
         }
         self.refresh(id);

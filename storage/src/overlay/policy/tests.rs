@@ -183,6 +183,41 @@ fn a_restarted_controller_learns_from_announces_what_need_not_be_sent() {
 }
 
 #[test]
+fn what_a_node_falsely_says_that_it_holds_leaves_the_origin_when_another_starves_for_it() {
+    let mut policy = under(Mode::Ours, 1, 10);
+    let all = Report { have: Some(Bits::full(10)), complete: true, ..Report::default() };
+    let hungry = || Report { starving: true, ..Report::default() };
+    let leased = |policy: &mut Policy, now| Vec::from_iter(std::iter::from_fn(|| Some(policy.next_lease(now)?.1)));
+    // What it was leased it has.
+    policy.connected(0, true);
+    let (_, given) = policy.next_lease(0).unwrap();
+    policy.lease_done(1, 0, given);
+    policy.announce(1, 0, all.clone());
+    for (now, left) in [(1, 0), (2000, 0), (3001, 9)] {
+        let orders = policy.announce(now, 1, hungry());
+        policy.connected(1, orders.origin);
+        assert_eq!(policy.snapshot().free, left, "after {now} ms");
+    }
+    policy.announce(3002, 0, all.clone());
+    assert_eq!(leased(&mut policy, 3002).first(), Some(&6), "begins elsewhere");
+    assert_eq!(policy.snapshot().free, 9 - 2, "two slots");
+
+    // As long as something comes all are believed; then one after the other.
+    let mut policy = under(Mode::Ours, 1, 10);
+    (0..2).for_each(|id| drop(policy.announce(0, id, all.clone())));
+    let mut have = Bits::new(10);
+    for now in (0..10_000).step_by(1000) {
+        have.set((now / 2000) as u32);
+        policy.announce(now, 2, Report { have: Some(have.clone()), ..hungry() });
+        assert_eq!(policy.snapshot().free, 0);
+    }
+    for (now, left) in [(20_000, 0), (23_000, 0), (24_000, 0), (27_000, 5)] {
+        policy.announce(now, 3, hungry());
+        assert_eq!(policy.snapshot().free, left, "after {now} ms");
+    }
+}
+
+#[test]
 fn an_origin_that_complains_is_asked_for_half_as_much() {
     let mut policy = policy(1000, 5000);
     let before = policy.snapshot().slots;
