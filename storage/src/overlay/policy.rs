@@ -207,7 +207,6 @@ struct Node {
     /// What it says that it holds did not reach who starved for it.
     doubted: bool,
     cursor: u32,
-    connected: bool,
     seen: Millis,
     complete: bool,
 }
@@ -222,6 +221,8 @@ pub struct Policy {
     pieces: Vec<Piece>,
     out: BTreeMap<(NodeId, u32), Lease>,
     free: Bits,
+    /// Who the origin can send to, also while it is not heard of: its connection outlives its silence.
+    connected: BTreeSet<NodeId>,
     /// Nodes that may take a lease: fewest outstanding first, then fewest so far.
     ready: BTreeSet<(u32, u32, NodeId)>,
     /// Nodes for which nothing is free at the moment.
@@ -256,6 +257,7 @@ impl Policy {
             pieces: vec![Piece::Free; pieces as usize],
             out: BTreeMap::new(),
             free: Bits::full(pieces),
+            connected: BTreeSet::new(),
             ready: BTreeSet::new(),
             dry: BTreeSet::new(),
             ahead: BTreeSet::new(),
@@ -340,7 +342,6 @@ impl Policy {
             starved: None,
             doubted: false,
             cursor,
-            connected: false,
             seen: now,
             complete: false,
         };
@@ -351,6 +352,7 @@ impl Policy {
             self.set_role(id, Role::Peer);
         } else if fresh {
             self.graph.add(id, rack);
+            self.refresh(id);
         } else {
             self.open(id);
         }
@@ -577,7 +579,7 @@ impl Policy {
 
     /// The node is gone: what nobody else is known to hold must leave the origin again.
     pub fn leave(&mut self, id: NodeId) {
-        self.connected(id, false);
+        self.take_back(id);
         self.unready(id);
         self.dry.remove(&id);
         let Some(node) = self.nodes.remove(&id) else { return };

@@ -62,10 +62,10 @@ impl Tally {
 impl Policy {
     /// The node can take what the origin sends (it is connected to it, or asks for a lease by announce).
     pub fn connected(&mut self, id: NodeId, connected: bool) {
-        if let Some(node) = self.nodes.get_mut(&id) {
-            node.connected = connected;
-        }
-        if !connected {
+        if connected {
+            self.connected.insert(id);
+        } else {
+            self.connected.remove(&id);
             self.take_back(id);
         }
         self.refresh(id);
@@ -200,7 +200,10 @@ impl Policy {
                 None => node.lease_ms,
             };
             let slow = lease_ms > limit;
-            swift |= !slow && !node.complete && (node.connected || node.leased > 0) && self.may_lease(*id, node.role);
+            swift |= !slow
+                && !node.complete
+                && (self.connected.contains(id) || node.leased > 0)
+                && self.may_lease(*id, node.role);
             changed.extend((slow || node.slow).then_some((*id, lease_ms, slow)));
         }
         self.swift = swift;
@@ -316,7 +319,7 @@ impl Policy {
     pub(super) fn refresh(&mut self, id: NodeId) {
         let Some(node) = self.nodes.get(&id) else { return };
         let key = node.turn(id);
-        let fit = node.connected && !node.complete && self.may_lease(id, node.role);
+        let fit = self.connected.contains(&id) && !node.complete && self.may_lease(id, node.role);
         if fit && self.bears(node) && !self.dry.contains(&id) {
             self.ready.insert(key);
         } else {
@@ -325,7 +328,7 @@ impl Policy {
     }
 
     /// Pieces that only `id` was to bring become free again.
-    fn take_back(&mut self, id: NodeId) {
+    pub(super) fn take_back(&mut self, id: NodeId) {
         let mine: Vec<_> = self.out.range((id, 0)..=(id, u32::MAX)).map(|((_, piece), _)| *piece).collect();
         mine.into_iter().for_each(|piece| self.release(id, piece));
     }

@@ -172,6 +172,22 @@ fn a_late_lease_goes_to_another_and_a_silent_node_is_forgotten() {
 }
 
 #[test]
+fn who_speaks_again_after_a_silence_is_leased_to_over_the_connection_that_it_still_has() {
+    let mut policy = policy(2, 10);
+    policy.connected(0, true);
+    let lease = policy.next_lease(0);
+    policy.tick(7000);
+    assert_eq!((policy.snapshot().roles.iter().sum::<u32>(), policy.next_lease(7000)), (0, None));
+    policy.announce(9000, 0, Report::default());
+    assert_eq!(policy.next_lease(9000), lease);
+    // It was broken off meanwhile.
+    policy.tick(16_000);
+    policy.connected(0, false);
+    policy.announce(16_000, 0, Report::default());
+    assert_eq!(policy.next_lease(16_000), None);
+}
+
+#[test]
 fn a_restarted_controller_learns_from_announces_what_need_not_be_sent() {
     let mut policy = Policy::new(Config { expected: 2, ..Config::default() }, 10, 1);
     let mut have = Bits::new(10);
