@@ -29,7 +29,7 @@ use storage::overlay::store::Store;
 use tokio::net::TcpListener;
 
 use self::source::{Hashed, Held, Opened, Original, Source, StoreArgs, Wanted};
-use crate::torrent_controller::{self, LEASE_MS_MIN, Origin, Status, StoreOrigin, TorrentController};
+use crate::torrent_controller::{self, Ends, LEASE_MS_MIN, Origin, Status, StoreOrigin, TorrentController};
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -70,7 +70,8 @@ pub struct ServeArgs {
     /// How long the store may refuse every read before the load is given up
     #[arg(long, default_value = "120s", value_parser = parse_duration)]
     pub origin_patience: Duration,
-    /// Address and port of the controller (HTTP); the origin's peer takes another port of the same address
+    /// Address and port of the controller (HTTP); the origin's peer takes another port of the same address. On all addresses, the
+    /// URL printed bears this machine's name
     #[arg(long, default_value = "0.0.0.0:7000")]
     pub listen: SocketAddr,
     /// Port of the origin's peer; 0 = any
@@ -281,7 +282,7 @@ pub async fn start(args: &ServeArgs, opened: Opened, from_store: u64) -> Result<
             (TorrentController::new(meta.clone(), config, Origin::Store(origin), seed()), None)
         }
     };
-    let router = controller.router().into_make_service_with_connect_info::<SocketAddr>();
+    let router = controller.router().into_make_service_with_connect_info::<Ends>();
     let ticking = controller.clone();
     let service = tokio::spawn(async move {
         let passing = async {
@@ -300,9 +301,12 @@ pub async fn start(args: &ServeArgs, opened: Opened, from_store: u64) -> Result<
     Ok(Served { url, meta, controller, origin, from_store, service })
 }
 
-/// The URL at which nodes find the swarm; names may hold what URLs may not.
+/// The URL at which nodes find the swarm: on all addresses, by this machine's name. Names may hold what URLs may not.
 fn swarm_url(listen: SocketAddr, name: &str) -> String {
-    format!("http://{listen}/{}", percent_encoded(name))
+    let machine = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_else(|_| "localhost".into());
+    let at =
+        if listen.ip().is_unspecified() { format!("{}:{}", machine.trim(), listen.port()) } else { listen.to_string() };
+    format!("http://{at}/{}", percent_encoded(name))
 }
 
 /// Waits for the pass while showing it; interrupted, what it found is kept.

@@ -13,16 +13,20 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use axum::body::Bytes;
+use axum::extract::connect_info::Connected;
 use axum::extract::{ConnectInfo, Path, RawQuery, State};
-use axum::http::StatusCode;
+use axum::http::uri::Authority;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use axum::serve::IncomingStream;
 use axum::{Json, Router};
 use serde::Serialize;
 use storage::overlay::announce::{self, Error, PeerOrders, PeerReport, Query};
 use storage::overlay::metainfo::Metainfo;
 use storage::overlay::peer::LeaseBook;
 use storage::overlay::policy::{Config, Millis, NodeId, Orders, Policy, Report, Role};
+use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
 
 use crate::view::plain;
@@ -91,6 +95,19 @@ pub struct FailedNode {
     pub why: String,
 }
 
+/// Both ends of a connection to the controller.
+#[derive(Clone, Copy, Debug)]
+pub struct Ends {
+    from: SocketAddr,
+    to: Option<IpAddr>,
+}
+
+impl Connected<IncomingStream<'_, TcpListener>> for Ends {
+    fn connect_info(stream: IncomingStream<'_, TcpListener>) -> Self {
+        Self { from: *stream.remote_addr(), to: stream.io().local_addr().ok().map(|to| to.ip().to_canonical()) }
+    }
+}
+
 /// What a load looks like from the controller.
 #[derive(Clone, Debug, Serialize)]
 pub struct Status {
@@ -144,12 +161,14 @@ impl TorrentController {
         self.inner().failure.get_or_insert(why);
     }
 
-    /// The origin's peer, where there is one that others can reach.
-    fn origin_peer(&self) -> Option<SocketAddr> {
-        match &self.origin {
-            Origin::Peer(address) => Some(*address),
-            Origin::Store(_) => None,
-        }
+    /// The origin's peer, where there is one. On all addresses, it is where whoever asks found the controller: by the address in its URL
+    /// (which may be translated on the way), else by this end of the connection.
+    fn origin_peer(&self, headers: &HeaderMap, to: Option<IpAddr>) -> Option<SocketAddr> {
+        let Origin::Peer(address) = self.origin else { return None };
+        let asked = host(headers).parse::<Authority>().ok();
+        let asked = asked.and_then(|asked| asked.host().trim_matches(['[', ']']).parse().ok());
+        let ip = [Some(address.ip()), asked, to].into_iter().flatten().find(|ip| !ip.is_unspecified())?;
+        Some(SocketAddr::new(ip, address.port()))
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -314,16 +333,20 @@ impl LeaseBook for TorrentController {
     }
 }
 
+fn host(headers: &HeaderMap) -> &str {
+    headers.get("host").and_then(|h| h.to_str().ok()).unwrap_or("localhost")
+}
+
 async fn metainfo(
     State(this): State<Arc<TorrentController>>,
     Path(name): Path<String>,
     RawQuery(query): RawQuery,
-    headers: axum::http::HeaderMap,
+    headers: HeaderMap,
 ) -> Response {
     if name.strip_suffix(".torrent").unwrap_or(&name) != this.meta.name {
         return (StatusCode::NOT_FOUND, "no such swarm here\n").into_response();
     }
-    let host = headers.get("host").and_then(|h| h.to_str().ok()).unwrap_or("localhost");
+    let host = host(&headers);
     let short = query.as_deref() == Some("pieces=0");
     let meta = if short { Arc::new(this.meta.without_pieces()) } else { this.meta.clone() };
     let torrent = meta.encode(&format!("http://{host}/announce?token={}", this.meta.token));
@@ -332,8 +355,9 @@ async fn metainfo(
 
 async fn ordinary(
     State(this): State<Arc<TorrentController>>,
-    ConnectInfo(from): ConnectInfo<SocketAddr>,
+    ConnectInfo(Ends { from, to }): ConnectInfo<Ends>,
     RawQuery(query): RawQuery,
+    headers: HeaderMap,
 ) -> Response {
     let refuse = |error: Error| error.bencoded().into_response();
     let query = match Query::parse(&query.unwrap_or_default()) {
@@ -368,7 +392,7 @@ async fn ordinary(
         peers.extend(this.addresses(&others));
     }
     if orders.origin {
-        peers.extend(this.origin_peer().filter(|origin| !origin.ip().is_unspecified()));
+        peers.extend(this.origin_peer(&headers, to));
     }
     peers.sort();
     peers.dedup();
@@ -377,10 +401,12 @@ async fn ordinary(
 
 async fn ours(
     State(this): State<Arc<TorrentController>>,
-    ConnectInfo(from): ConnectInfo<SocketAddr>,
+    ConnectInfo(Ends { from, to }): ConnectInfo<Ends>,
+    headers: HeaderMap,
     body: Bytes,
 ) -> Response {
-    match ours_checked(&this, from, &body).await {
+    let origin = this.origin_peer(&headers, to);
+    match ours_checked(&this, from, origin, &body).await {
         Ok(orders) => Json(orders).into_response(),
         Err(error) => refused(&error),
     }
@@ -391,7 +417,12 @@ fn refused(error: &Error) -> Response {
     (status, format!("{}: {error}\n", error.code())).into_response()
 }
 
-async fn ours_checked(this: &TorrentController, from: SocketAddr, body: &[u8]) -> Result<PeerOrders, Error> {
+async fn ours_checked(
+    this: &TorrentController,
+    from: SocketAddr,
+    origin: Option<SocketAddr>,
+    body: &[u8],
+) -> Result<PeerOrders, Error> {
     let said = PeerReport::parse(body)?;
     this.check(said.info_hash(), &said.token)?;
     let report = said.report(this.meta.layout.pieces())?;
@@ -431,7 +462,7 @@ async fn ours_checked(this: &TorrentController, from: SocketAddr, body: &[u8]) -
         interval_ms: orders.interval_ms,
         peers,
         guests,
-        origin: this.origin_peer().filter(|_| orders.origin),
+        origin: origin.filter(|_| orders.origin),
         store: matches!(this.origin, Origin::Store(_)),
         stop: why.is_some(),
         why,

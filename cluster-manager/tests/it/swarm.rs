@@ -8,9 +8,11 @@ use std::time::Duration;
 
 use cluster_manager::swarm::source::Source;
 use cluster_manager::swarm::{self, Rate, ServeArgs, Served};
+use storage::overlay::announce::PeerReport;
 use storage::overlay::client::{Controller, Member, Stopped};
 use storage::overlay::metainfo::Metainfo;
 use storage::overlay::peer::{Config, Peer, Place, Progress};
+use storage::overlay::policy::Mode;
 use storage::overlay::store::Store;
 use storage::overlay::wire::{self, Handshake, Hello, Message, Ours};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -41,15 +43,13 @@ fn bytes(len: usize) -> Vec<u8> {
 }
 
 async fn serve(dir: &Path, data: &[u8], rate: Option<u64>) -> Served {
-    let source = dir.join("set.bin");
-    std::fs::write(&source, data).unwrap();
-    let args = ServeArgs {
-        cache: Some(dir.join("cache")),
-        rate: Rate(rate),
-        token: Some("secret".into()),
-        ..ServeArgs::on_loopback(Source::Local(source))
-    };
+    std::fs::write(dir.join("set.bin"), data).unwrap();
+    let args = ServeArgs { rate: Rate(rate), token: Some("secret".into()), ..args(dir) };
     swarm::open(&args, &Default::default()).await.unwrap()
+}
+
+fn args(dir: &Path) -> ServeArgs {
+    ServeArgs { cache: Some(dir.join("cache")), ..ServeArgs::on_loopback(Source::Local(dir.join("set.bin"))) }
 }
 
 /// One of our nodes, announcing for as long as it lives.
@@ -380,6 +380,42 @@ async fn a_foreign_token_and_a_forged_report_are_refused_by_the_controller() {
         assert_eq!(stranger.announce(&parse(&forged)).await.unwrap_err().code(), "controller-refused", "{said}");
     }
     assert!(served.controller.status().relays == 1 && served.controller.status().failed.is_empty());
+}
+
+/// An ordinary client's announce from an address, and the answer.
+async fn announced(url: &str, meta: &Metainfo, from: &str, more: &str) -> Vec<u8> {
+    let http = storage::fetch::http().local_address(Some(from.parse().unwrap())).build().unwrap();
+    let hash: String = meta.info_hash.iter().map(|byte| format!("%{byte:02x}")).collect();
+    let (base, token) = (url.rsplit_once('/').unwrap().0, &meta.token);
+    let url = format!("{base}/announce?info_hash={hash}&peer_id=-AR2450-aaaaaaaaaaaa&port=9&token={token}{more}");
+    http.get(url).send().await.unwrap().bytes().await.unwrap().into()
+}
+
+fn report(meta: &Metainfo, node: u64) -> PeerReport {
+    let (hash, token) = (storage::hex::hex(&meta.info_hash), &meta.token);
+    serde_json::from_str(&format!(r#"{{"info_hash":"{hash}","token":"{token}","node":{node},"port":9}}"#)).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_origin_on_all_addresses_is_named_to_all_by_one_that_they_can_reach() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("set.bin"), bytes(300_000)).unwrap();
+    let listen = "0.0.0.0:0".parse().unwrap();
+    let args = ServeArgs { listen, mode: Mode::Plain, ..args(dir.path()) };
+    let served = swarm::open(&args, &Default::default()).await.unwrap();
+    assert!(!served.url.contains("0.0.0.0"), "{} leads nowhere from another machine", served.url);
+    let port = served.origin.as_ref().unwrap().address.port();
+    let rest = served.url.rsplit_once(':').unwrap().1;
+    for host in ["127.0.0.1", "localhost"] {
+        let url = format!("http://{host}:{rest}");
+        let controller = Controller::new(&url, "127.0.5.1".parse().unwrap()).unwrap();
+        let meta = controller.metainfo().await.unwrap();
+        let answer = announced(&url, &meta, "127.0.5.2", "").await;
+        let compact = [&[127, 0, 0, 1][..], &port.to_be_bytes()].concat();
+        assert!(answer.windows(6).any(|peer| peer == compact), "{host}: {answer:?}");
+        let orders = controller.announce(&report(&meta, 1)).await.unwrap();
+        assert_eq!(orders.origin, Some(SocketAddr::from(([127, 0, 0, 1], port))), "{host}");
+    }
 }
 
 fn quiet(command: &mut Command) -> Ended {

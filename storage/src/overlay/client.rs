@@ -2,7 +2,7 @@
 //!
 //! When the controller cannot be reached the peer keeps the swarm it knows, and asks again.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -171,8 +171,7 @@ impl Controller {
             match self.announce(&self.report(peer, meta, member, round)).await {
                 Ok(PeerOrders { stop: true, why: Some(why), .. }) => return Stopped(why),
                 Ok(orders) => {
-                    let origin = orders.origin.map(|address| self.reachable(address));
-                    peer.know(&orders.peers, origin, orders.guests);
+                    peer.know(&orders.peers, orders.origin, orders.guests);
                     store.send_if_modified(|told| std::mem::replace(told, orders.store) != orders.store);
                 }
                 Err(Error::Refused { text, .. }) if text.starts_with(announce::Error::Unknown.code()) => {
@@ -211,15 +210,6 @@ impl Controller {
             failed: progress.failed.clone(),
             wait_ms: WAIT.as_millis() as u64,
             received: (progress.from_peers, progress.from_origin),
-        }
-    }
-
-    /// An origin that listens on all addresses is where its controller is.
-    fn reachable(&self, origin: SocketAddr) -> SocketAddr {
-        let host = self.url.host_str().and_then(|host| host.trim_matches(['[', ']']).parse::<IpAddr>().ok());
-        match host {
-            Some(ip) if origin.ip().is_unspecified() => SocketAddr::new(ip, origin.port()),
-            _ => origin,
         }
     }
 }
