@@ -142,6 +142,23 @@ async fn a_file_that_changes_while_it_is_loaded_ends_the_load_with_that_reason()
     assert!(!node.dir.join("set.bin").exists(), "no final name");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_whose_controller_was_started_anew_with_another_token_ends_with_that_reason() {
+    let dir = tempfile::tempdir().unwrap();
+    let served = serve(dir.path(), &bytes(300_000), None).await;
+    let controller = Controller::new(&served.url, [127, 0, 1, 1].into()).unwrap();
+    let mut old = controller.metainfo().await.unwrap();
+    old.token = "another".into();
+    let old = Arc::new(old);
+    let (store, have) = Store::open(&dir.path().join("1"), &old).unwrap();
+    let config = Config::new("127.0.1.1:0".parse().unwrap(), 1);
+    let peer = Peer::start(old.clone(), vec![], Place::Filling(store, have), config, None).await.unwrap();
+    let member = Member { node: 1, ..Member::default() };
+    let told = tokio::time::timeout(LIMIT, controller.follow(&peer, &old, &member)).await;
+    let Stopped(why) = told.expect("it is told");
+    assert!(why.starts_with("swarm-replaced: "), "{why}");
+}
+
 /// Runs a script that may say `$GET DIR OPTION...` in a mount namespace that ends with it; what it prints and its exit code.
 async fn get_with_mounts(served: &Served, dir: &Path, script: &str) -> (String, Option<i32>) {
     let get =

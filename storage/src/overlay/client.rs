@@ -174,8 +174,10 @@ impl Controller {
                     peer.know(&orders.peers, orders.origin, orders.guests);
                     store.send_if_modified(|told| std::mem::replace(told, orders.store) != orders.store);
                 }
-                Err(Error::Refused { text, .. }) if text.starts_with(announce::Error::Unknown.code()) => {
-                    return Stopped("swarm-replaced: the controller serves another version by now".into());
+                Err(Error::Refused { text, .. }) if is_replaced(&text) => {
+                    return Stopped(
+                        "swarm-replaced: the controller serves another version by now, or with another token".into(),
+                    );
                 }
                 Err(error) => {
                     tracing::warn!(%error, "controller not reached; going on with the peers that are known");
@@ -212,6 +214,11 @@ impl Controller {
             received: (progress.from_peers, progress.from_origin),
         }
     }
+}
+
+/// What the controller says of a swarm that it served before it was started anew.
+fn is_replaced(text: &str) -> bool {
+    [announce::Error::Unknown, announce::Error::Token].iter().any(|error| text.starts_with(error.code()))
 }
 
 /// Why a node did not become whole.
