@@ -251,6 +251,12 @@ impl TorrentController {
         if same { Ok(()) } else { Err(Error::Token) }
     }
 
+    /// A member speaks for itself alone.
+    fn speaks(&self, id: NodeId, from: SocketAddr) -> Result<(), Error> {
+        let other = self.inner().members.get(&id).is_some_and(|member| member.address.ip() != from.ip());
+        if other { Err(Error::Field("node")) } else { Ok(()) }
+    }
+
     /// Announces for `id` until the orders are news to it or `wait` is over.
     async fn orders(&self, id: NodeId, member: Member, report: Report, wait: Duration) -> Option<Orders> {
         let deadline = tokio::time::Instant::now() + wait.min(WAIT_MAX);
@@ -364,10 +370,10 @@ async fn ordinary(
         Ok(query) => query,
         Err(error) => return refuse(error),
     };
-    if let Err(error) = this.check(Some(query.info_hash), &query.token) {
+    let id = query.node();
+    if let Err(error) = this.check(Some(query.info_hash), &query.token).and_then(|()| this.speaks(id, from)) {
         return refuse(error);
     }
-    let id = query.node();
     if query.stopped {
         this.gone(id, SocketAddr::new(from.ip(), query.port), None);
         return announce::compact(ORDINARY_INTERVAL_S, &[]).into_response();
@@ -426,10 +432,7 @@ async fn ours_checked(
     let said = PeerReport::parse(body)?;
     this.check(said.info_hash(), &said.token)?;
     let report = said.report(this.meta.layout.pieces())?;
-    // A member speaks for itself alone.
-    if this.inner().members.get(&said.node).is_some_and(|member| member.address.ip() != from.ip()) {
-        return Err(Error::Field("node"));
-    }
+    this.speaks(said.node, from)?;
     let address = SocketAddr::new(from.ip(), said.port);
     if said.stopped || said.failed.is_some() {
         this.gone(said.node, address, said.failed);

@@ -4,12 +4,13 @@
 //! as they come. That an object changed or is gone is believed after the controller has looked itself; then the load is over.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::body::Bytes;
-use axum::extract::{Path, State};
+use axum::extract::{ConnectInfo, Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use storage::error::{Reason, StoreError};
@@ -19,7 +20,7 @@ use storage::overlay::metainfo::GroupHash;
 use storage::overlay::objects::Objects;
 use storage::s3::Store;
 
-use super::{Origin, TorrentController, WAIT_MAX, refused};
+use super::{Ends, Origin, TorrentController, WAIT_MAX, refused};
 
 /// A presigned URL outlives the longest read.
 const URL_TTL: Duration = Duration::from_secs(3600);
@@ -68,16 +69,21 @@ impl TorrentController {
     }
 }
 
-pub async fn lease(State(this): State<Arc<TorrentController>>, body: Bytes) -> Response {
-    match answer(&this, &body).await {
+pub async fn lease(
+    State(this): State<Arc<TorrentController>>,
+    ConnectInfo(Ends { from, .. }): ConnectInfo<Ends>,
+    body: Bytes,
+) -> Response {
+    match answer(&this, from, &body).await {
         Ok(answer) => Json(answer).into_response(),
         Err(error) => refused(&error),
     }
 }
 
-async fn answer(this: &TorrentController, body: &[u8]) -> Result<LeaseAnswer, Error> {
+async fn answer(this: &TorrentController, from: SocketAddr, body: &[u8]) -> Result<LeaseAnswer, Error> {
     let ask: LeaseAsk = serde_json::from_slice(body).map_err(|_| Error::Field("body"))?;
     this.check(ask.info_hash(), &ask.token)?;
+    this.speaks(ask.node, from)?;
     let Origin::Store(origin) = &this.origin else { return Err(Error::Unknown) };
     if let Some((pieces, outcome)) = ask.last {
         let pieces: BTreeSet<_> = pieces.into_iter().filter(|p| *p < this.meta.layout.pieces()).collect();

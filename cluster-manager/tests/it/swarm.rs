@@ -10,6 +10,7 @@ use cluster_manager::swarm::source::Source;
 use cluster_manager::swarm::{self, Rate, ServeArgs, Served};
 use storage::overlay::announce::PeerReport;
 use storage::overlay::client::{Controller, Member, Stopped};
+use storage::overlay::lease::LeaseAsk;
 use storage::overlay::metainfo::Metainfo;
 use storage::overlay::peer::{Config, Peer, Place, Progress};
 use storage::overlay::policy::Mode;
@@ -397,6 +398,19 @@ async fn a_foreign_token_and_a_forged_report_are_refused_by_the_controller() {
         assert_eq!(stranger.announce(&parse(&forged)).await.unwrap_err().code(), "controller-refused", "{said}");
     }
     assert!(served.controller.status().relays == 1 && served.controller.status().failed.is_empty());
+    // Nor what became of another's lease; where the origin is a peer, a node by itself is told that there are none.
+    let ask = LeaseAsk {
+        info_hash: storage::hex::hex(&meta.info_hash),
+        token: meta.token,
+        node: 1,
+        last: None,
+        more: true,
+        wait_ms: 0,
+    };
+    for (asks, code) in [(&stranger, "announce-malformed"), (&controller, "announce-unknown-swarm")] {
+        let refused = asks.lease(&ask).await.unwrap_err().to_string();
+        assert!(refused.contains(code), "{refused}");
+    }
 }
 
 /// An ordinary client's announce from an address, and the answer.
@@ -406,6 +420,18 @@ async fn announced(url: &str, meta: &Metainfo, from: &str, more: &str) -> Vec<u8
     let (base, token) = (url.rsplit_once('/').unwrap().0, &meta.token);
     let url = format!("{base}/announce?info_hash={hash}&peer_id=-AR2450-aaaaaaaaaaaa&port=9&token={token}{more}");
     http.get(url).send().await.unwrap().bytes().await.unwrap().into()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_ordinary_client_is_not_sent_away_from_another_address() {
+    let dir = tempfile::tempdir().unwrap();
+    let served = serve(dir.path(), &bytes(300_000), None).await;
+    let meta = Controller::new(&served.url, "127.0.5.1".parse().unwrap()).unwrap().metainfo().await.unwrap();
+    announced(&served.url, &meta, "127.0.5.1", "").await;
+    for (from, relays) in [("127.0.5.2", 1), ("127.0.5.1", 0)] {
+        announced(&served.url, &meta, from, "&event=stopped").await;
+        assert_eq!(served.controller.status().relays, relays, "{from}");
+    }
 }
 
 fn report(meta: &Metainfo, node: u64) -> PeerReport {
