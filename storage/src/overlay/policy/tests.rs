@@ -408,6 +408,41 @@ fn who_falls_behind_is_dealt_others_for_neighbours_that_hold_far_less() {
     }
 }
 
+#[test]
+fn who_starves_is_dealt_another_neighbour_for_one_of_its_own() {
+    let mut policy = holding(60, |_| 0);
+    let around = |policy: &Policy, id| policy.graph.neighbours(id).collect::<BTreeSet<_>>();
+    let (before, links) = (around(&policy, 7), around(&policy, 8).len());
+    policy.announce(2, 7, Report::default());
+    assert_eq!(around(&policy, 7), before);
+    policy.announce(2, 7, Report { starving: true, ..Report::default() });
+    let after = around(&policy, 7);
+    assert_eq!((after.len(), after.difference(&before).count()), (before.len(), 1));
+    assert_eq!(around(&policy, 8).len(), links);
+}
+
+#[test]
+fn edges_between_nodes_that_hold_all_go_to_those_that_do_not() {
+    let mut policy = holding(60, |_| 0);
+    let is_done = |id: NodeId| id.is_multiple_of(2);
+    let useless = |policy: &Policy| {
+        let done = (0..60).filter(|id| is_done(*id));
+        done.flat_map(|id| policy.graph.neighbours(id)).filter(|other| is_done(*other)).count()
+    };
+    for id in (0..60).filter(|id| is_done(*id)) {
+        policy.announce(2, id, Report { complete: true, ..Report::default() });
+    }
+    let before = useless(&policy);
+    (2..20).for_each(|now| policy.tick(now));
+    assert!(useless(&policy) * 2 < before, "{before} {}", useless(&policy));
+    // Once all hold all, edges are left alone.
+    (0..60).for_each(|id| drop(policy.announce(20, id, Report { complete: true, ..Report::default() })));
+    let edges = |policy: &Policy| Vec::from_iter((0..60).map(|id| policy.graph.neighbours(id).collect::<Vec<_>>()));
+    let before = edges(&policy);
+    policy.tick(21);
+    assert_eq!(edges(&policy), before);
+}
+
 /// Every node connected, in the mesh, with ten short leases or so behind it.
 fn drain_shortly(policy: &mut Policy) {
     for now in (0..400).step_by(10) {
