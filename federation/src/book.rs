@@ -61,7 +61,7 @@ pub struct Part {
     pub attempt: u32,
     /// Tries that failed.
     pub failures: u32,
-    /// Domains that failed at it.
+    /// Domains that failed at it, or gave it back.
     pub avoid: BTreeSet<DomainId>,
     /// Those of them that blame the source: nobody would do better.
     pub accusers: BTreeSet<DomainId>,
@@ -96,6 +96,7 @@ pub struct PartResult {
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Lease {
+    pub at: Millis,
     pub job: JobId,
     pub domain: DomainId,
     pub bid: BidId,
@@ -151,6 +152,11 @@ pub struct Record {
     pub failures: u32,
     /// Failures since its last good part.
     pub failures_in_row: u32,
+    /// Times since its last good part that it won parts and gave some back; and when it last did.
+    #[serde(default)]
+    pub returns_in_row: u32,
+    #[serde(default)]
+    pub returned_at: Millis,
     pub verified: u32,
     pub lost: u32,
 }
@@ -221,7 +227,7 @@ impl Book {
                     job.offers.push((*at, domain.clone(), offer.clone()));
                 }
             }
-            Event::Awarded { job, lease, domain, bid, ttl_ms, renew_ms, price, parts, .. } => {
+            Event::Awarded { at, job, lease, domain, bid, ttl_ms, renew_ms, price, parts } => {
                 let Some(record) = self.jobs.get_mut(job) else { return };
                 for part in parts {
                     if let Some(p) = record.parts.get_mut(&part.part) {
@@ -232,7 +238,7 @@ impl Book {
                 let (job, domain, bid) = (job.clone(), domain.clone(), bid.clone());
                 let (ttl_ms, renew_ms, price, parts) = (*ttl_ms, *renew_ms, *price, parts.clone());
                 let (stage, first_round) = (Stage::Awarded, record.times.calls <= 1);
-                let granted = Lease { job, domain, bid, ttl_ms, renew_ms, price, parts, stage, first_round };
+                let granted = Lease { at: *at, job, domain, bid, ttl_ms, renew_ms, price, parts, stage, first_round };
                 self.leases.insert(lease.clone(), granted);
             }
             Event::Withdrawn { lease, .. } => self.reopen_all(lease, &given_back("not-accepted", "")),
@@ -269,11 +275,7 @@ impl Book {
                 }
             }
             Event::Failed { lease, part, failure, .. } => self.failed(lease, *part, failure),
-            Event::Returned { lease, parts, reason, .. } => {
-                for part in parts {
-                    self.reopen(lease, part.part, &given_back("returned", reason));
-                }
-            }
+            Event::Returned { at, lease, parts, reason } => self.returned(*at, lease, parts, reason),
             Event::Lost { lease, .. } => {
                 if let Some(domain) = self.leases.get(lease).map(|l| l.domain.clone()) {
                     self.marks.entry(domain).or_default().lost += 1;
@@ -293,7 +295,8 @@ impl Book {
             }
             Event::Marked { domain, mark, until, .. } => {
                 let record = self.marks.entry(domain.clone()).or_default();
-                (record.mark, record.until, record.failures_in_row) = (Some(*mark), *until, 0);
+                (record.mark, record.until) = (Some(*mark), *until);
+                (record.failures_in_row, record.returns_in_row) = (0, 0);
                 record.marked += 1;
             }
             Event::Standing { domain, record } => drop(self.marks.insert(domain.clone(), record.clone())),
@@ -414,7 +417,7 @@ impl Book {
         wrong.into_iter().for_each(|accuser| self.count_failure(accuser));
         let record = self.marks.entry(domain).or_default();
         record.verified += 1;
-        record.failures_in_row = 0;
+        (record.failures_in_row, record.returns_in_row) = (0, 0);
         self.time(job, |t| t.last_verified = Some(at));
     }
 
@@ -439,6 +442,23 @@ impl Book {
         let record = self.marks.entry(domain).or_default();
         record.failures += 1;
         record.failures_in_row += 1;
+    }
+
+    /// What it gives back goes to others if any other bids. Whoever needs its capacity gives back all it has, in many words: that counts
+    /// once, and again only for what it has won since.
+    fn returned(&mut self, at: Millis, lease: &LeaseId, parts: &[PartRef], reason: &str) {
+        let Some(Lease { job, domain, at: won_at, .. }) = self.leases.get(lease).cloned() else { return };
+        for part in parts {
+            self.reopen(lease, part.part, &given_back("returned", reason));
+            if let Some(p) = self.part(&job, part.part) {
+                p.avoid.insert(domain.clone());
+            }
+        }
+        let record = self.marks.entry(domain).or_default();
+        if won_at > record.returned_at {
+            record.returned_at = at;
+            record.returns_in_row += 1;
+        }
     }
 
     /// Ends the claim of `lease` on a part. What was sold on is not tried again here once work may have started.

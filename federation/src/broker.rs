@@ -27,7 +27,7 @@ use round::{NextCall, Round};
 pub(crate) const TRIES_MAX: u32 = 3;
 /// Domains that must blame the source before a job fails for it.
 const OPINIONS: usize = 2;
-/// Failures in a row that make a domain a black hole; unanswered calls in a row that make it suspect.
+/// Failures in a row that make a domain a black hole; calls in a row without answer, and wins in a row given back, that make it suspect.
 const ROW_MAX: u32 = 3;
 const DISHONEST_FACTOR: u64 = 10;
 /// Ads of more domains than this are not kept.

@@ -1,6 +1,6 @@
 //! A lease after its award: accept, commit, renewals, results, silence, and its end.
 
-use super::{Broker, frame, is_live, stale};
+use super::{Broker, ROW_MAX, frame, is_live, stale};
 use crate::book::{Book, Lease, Part, Stage};
 use crate::cx::{About, Cx, contract};
 use crate::domain::{DomainConfig, Lost, Output};
@@ -243,12 +243,15 @@ impl Broker {
     }
 
     pub(super) fn returned(&mut self, cx: &mut Cx, id: &LeaseId, parts: Vec<PartRef>, reason: &str) {
-        let Some(job) = cx.book.leases.get(id).map(|l| l.job.clone()) else { return };
+        let Some((job, domain)) = cx.book.leases.get(id).map(|l| (l.job.clone(), l.domain.clone())) else { return };
         if !parts.is_empty() {
             for part in &parts {
                 self.progress.remove(&(job.clone(), part.part));
             }
             cx.record(Event::Returned { at: cx.now, lease: id.clone(), parts, reason: reason.into() });
+            if cx.book.marks.get(&domain).is_some_and(|r| r.returns_in_row >= ROW_MAX) {
+                self.mark(cx, &domain, Mark::Suspect);
+            }
             self.call_soon(cx.now, &job);
         }
         self.end_if_done(cx, id);

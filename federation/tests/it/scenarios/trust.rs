@@ -153,3 +153,49 @@ fn where_nobody_else_can_be_asked_three_accusations_end_the_job() {
     let Some(End::Failed { code, message }) = world.end_of("a", "film") else { panic!("not failed") };
     assert!(code == "source-changed" && message.contains("3 tries"), "{code}: {message}");
 }
+
+/// Bids for nothing and gives back all that it wins.
+fn fickle(world: &mut World, name: &str) {
+    let agreements = &mut world.node(name).config.agreements;
+    (agreements.price, agreements.tasks_per_slot) = (0.0, 0);
+    world.crash(&d(name));
+    world.restart(&d(name));
+}
+
+fn give_back(world: &mut World, name: &str) {
+    assert!(world.run_until(HOUR, |w| w.nodes[&d(name)].domain.taken().next().is_some()), "it has won");
+    world.set_slots(name, 0);
+    assert!(world.run_until(HOUR, |w| w.nodes[&d(name)].domain.taken().next().is_none()));
+    world.set_slots(name, 12);
+}
+
+#[test]
+fn what_a_domain_gives_back_goes_to_others_and_once_is_held_against_nobody() {
+    let mut world = world();
+    fickle(&mut world, "b");
+    world.set_slots("b", 12);
+    world.submit("a", "film", 12);
+    give_back(&mut world, "b");
+    ends_well(&mut world);
+    let won = |e: &Event| matches!(e, Event::Awarded { domain, .. } if *domain == d("b"));
+    assert_eq!((journaled(&world, "a", won), mark_of(&world, "a", "b")), (1, None));
+    assert!(journaled(&world, "a", |e| matches!(e, Event::Returned { .. })) > 3, "in many words");
+}
+
+#[test]
+fn who_wins_and_gives_back_three_times_in_a_row_is_suspect() {
+    let mut world = World::new(1, 2);
+    fickle(&mut world, "b");
+    world.set_slots("a", 0);
+    world.set_slots("b", 12);
+    world.submit("a", "film", 2);
+    for _ in 0..3 {
+        assert_eq!(mark_of(&world, "a", "b"), None);
+        give_back(&mut world, "b");
+    }
+    assert_eq!(mark_of(&world, "a", "b"), Some(Mark::Suspect));
+    world.run_for(50_000);
+    assert!(world.nodes[&d("b")].domain.taken().next().is_none(), "it gets nothing for a while");
+    world.set_slots("a", 2);
+    ends_well(&mut world);
+}
