@@ -243,15 +243,20 @@ impl Broker {
         }
     }
 
-    /// No awards for this domain for a while. The own cluster is not marked: there is nobody to hide behind.
+    /// No awards for this domain for a while: of two marks the graver counts, for the longer time. The own cluster is not marked: there is
+    /// nobody to hide behind.
     pub fn mark(&mut self, cx: &mut Cx, domain: &DomainId, mark: Mark) {
-        let record = cx.book.marks.get(domain);
-        let worse = record.filter(|r| r.until > cx.now).and_then(|r| r.mark).is_some_and(|m| m >= mark);
-        if *domain == cx.config.me || worse {
+        let cool_down_ms = cx.config.timers.cool_down_ms;
+        let factor = if mark == Mark::Dishonest { DISHONEST_FACTOR } else { 1 };
+        let until = cx.now.plus(cool_down_ms.saturating_mul(factor));
+        let held = cx.book.marks.get(domain).filter(|r| r.until > cx.now);
+        let (held, held_until) = held.map_or((None, cx.now), |r| (r.mark, r.until));
+        // What would add less than a cool-down is not written down: it may be said very often.
+        let known = held >= Some(mark) && until <= held_until.plus(cool_down_ms);
+        if *domain == cx.config.me || known {
             return;
         }
-        let factor = if mark == Mark::Dishonest { DISHONEST_FACTOR } else { 1 };
-        let until = cx.now.plus(cx.config.timers.cool_down_ms.saturating_mul(factor));
+        let (mark, until) = (held.map_or(mark, |held| held.max(mark)), until.max(held_until));
         cx.record(Event::Marked { at: cx.now, domain: domain.clone(), mark, until });
     }
 

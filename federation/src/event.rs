@@ -285,7 +285,7 @@ pub enum Kept {
     Revoked(String),
 }
 
-/// Why a domain gets no awards for a while.
+/// Why a domain gets no awards for a while; the graver, the later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mark {

@@ -27,8 +27,8 @@ impl Broker {
         let was_its = lease.parts.contains(&PartRef { part: done.part, attempt: done.attempt });
         let wanted = job.parts.get(&done.part).is_some_and(|p| p.state == PartState::Open || p.live().is_some());
         let mark = cx.book.marks.get(&lease.domain).filter(|r| r.until > cx.now).and_then(|r| r.mark);
-        // One that vanished is welcome back; one that was caught at a lie is not.
-        if !was_its || !wanted || mark == Some(Mark::Dishonest) {
+        // One that vanished is welcome back; one that was caught at a lie, and maybe floods since, is not.
+        if !was_its || !wanted || mark >= Some(Mark::Dishonest) {
             return false;
         }
         let (job, part, attempt, outputs) = (lease.job.clone(), done.part, done.attempt, done.outputs.clone());

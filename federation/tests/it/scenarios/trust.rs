@@ -2,7 +2,7 @@
 
 use federation::domain::Input;
 use federation::event::{End, Event, Mark};
-use federation::message::{Body, PartDone, Usage};
+use federation::message::{Body, PartDone, Revoke, Usage};
 
 use super::{HOUR, answer_to, call, ends_well, envelope, journaled, mark_of, world};
 use crate::world::{Habit, World, bad_source, d, j, output, verb};
@@ -99,6 +99,43 @@ fn a_flood_is_not_worked_on_and_marks_its_sender() {
     world.submit("a", "film", 12);
     ends_well(&mut world);
     assert!(world.node("b").ran.is_empty());
+}
+
+#[test]
+fn a_flood_does_not_shorten_the_mark_of_a_liar_nor_a_lie_come_off_cheaper_in_a_flood() {
+    for lie_first in [true, false] {
+        let mut world = world();
+        let at = world.now;
+        let flood = |world: &mut World| {
+            for i in 0..3_000 {
+                world.input(&d("a"), Input::Request(d("b"), envelope("b", 1, &format!("f{i}"), call(at, 0))));
+            }
+        };
+        world.submit("a", "film", 12);
+        assert!(world.run_until(HOUR, |w| w.seen.commits == 3));
+        let lease = world.nodes[&d("b")].domain.taken().next().unwrap().lease;
+        let lie = |world: &mut World| {
+            let (lease, secret, reason) = (lease.clone(), "guessed".into(), "none".into());
+            let body = Body::Revoke(Revoke { lease, secret, reason, parts: vec![] });
+            world.input(&d("a"), Input::Request(d("b"), envelope("b", 1, "lie", body)));
+        };
+        if lie_first {
+            lie(&mut world);
+            world.run_for(1);
+        }
+        flood(&mut world);
+        if !lie_first {
+            world.run_for(100); // enough for a few words more
+            lie(&mut world);
+        }
+        world.run_for(590_000);
+        assert_eq!(mark_of(&world, "a", "b"), Some(Mark::Flooding));
+        world.run_for(20_000);
+        assert_eq!(
+            (mark_of(&world, "a", "b"), journaled(&world, "a", |e| matches!(e, Event::Marked { .. }))),
+            (None, 2)
+        );
+    }
 }
 
 /// Says of the first part that `who` holds that its source is bad.
