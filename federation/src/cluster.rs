@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 use xso::{AsXml, FromXml};
 
-use crate::message::{Output, Usage};
+use crate::message::{AtLeastZero, Output, Usage};
 
 pub const NS: &str = "urn:starling:cluster:1";
 
@@ -89,7 +89,7 @@ pub struct Status {
     #[xml(attribute)]
     pub bytes: u64,
     /// 0-100 of the processing.
-    #[xml(attribute)]
+    #[xml(attribute(codec = AtLeastZero))]
     pub percent: f32,
     /// Objects already in the store.
     #[xml(child(n = ..))]

@@ -7,6 +7,7 @@
 #![allow(clippy::useless_conversion)] // in what the derive writes for `log`
 
 mod award;
+mod number;
 
 use serde::{Deserialize, Serialize};
 use xmpp_parsers::minidom::Element;
@@ -15,6 +16,7 @@ use xso::error::Error;
 use xso::{AsXml, FromXml, FromXmlText};
 
 use self::award::PartLines;
+pub(crate) use self::number::AtLeastZero;
 use crate::id::{BidId, DomainId, JobId, LeaseId, MessageId, Millis};
 
 pub const NS: &str = "urn:starling:federation:1";
@@ -138,7 +140,7 @@ pub struct Cfp {
     #[xml(attribute(default))]
     pub deadline: Option<Millis>,
     /// Money left, in the federation's unit; absent: no limit.
-    #[xml(attribute(default, name = "budget-left"))]
+    #[xml(attribute(default, name = "budget-left", codec = AtLeastZero))]
     pub budget_left: Option<f64>,
     #[xml(attribute(name = "bid-by"))]
     pub bid_by: Millis,
@@ -182,7 +184,7 @@ pub struct Bid {
     #[xml(attribute)]
     pub slots: u32,
     /// Price of one part.
-    #[xml(attribute)]
+    #[xml(attribute(codec = AtLeastZero))]
     pub price: f64,
     /// Estimated ms from commit until a slot is free for the first part: the median.
     #[xml(attribute(default, name = "start-p50-ms"))]
@@ -224,7 +226,7 @@ pub struct Award {
     #[xml(attribute(name = "renew-ms"))]
     pub renew_ms: u64,
     /// Most that these parts may cost together.
-    #[xml(attribute(name = "price-cap"))]
+    #[xml(attribute(name = "price-cap", codec = AtLeastZero))]
     pub price_cap: f64,
     /// While on its way: how all addresses begin, and after `?` how all their queries begin. Set by [`Award::pack`].
     #[xml(attribute(default))]
@@ -353,7 +355,7 @@ pub struct PartProgress {
     #[xml(attribute)]
     pub bytes: u64,
     /// 0-100 of the processing.
-    #[xml(attribute)]
+    #[xml(attribute(codec = AtLeastZero))]
     pub percent: f32,
     /// Which domain really does it, when it was sold on.
     #[xml(attribute(default))]
@@ -548,7 +550,7 @@ pub struct Ad {
     #[xml(attribute(name = "slots-free"))]
     pub slots_free: u32,
     /// Price of one part.
-    #[xml(attribute)]
+    #[xml(attribute(codec = AtLeastZero))]
     pub price: f64,
     #[xml(attribute(default))]
     pub region: Option<String>,

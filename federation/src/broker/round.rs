@@ -311,7 +311,6 @@ fn fault(cx: &Cx, from: &DomainId, bid: &Bid) -> Option<&'static str> {
     let dear = cx.config.agreements.with(from).price_max.is_some_and(|max| bid.price > max);
     match bid {
         Bid { parts_max: 0, .. } | Bid { slots: 0, .. } => Some("empty bid"),
-        bid if !bid.price.is_finite() || bid.price < 0.0 => Some("bad price"),
         _ if dear => Some("price"),
         _ => None,
     }

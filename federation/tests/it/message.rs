@@ -222,6 +222,42 @@ fn an_unknown_verb_and_a_name_without_end_are_refused() {
 }
 
 #[test]
+fn a_price_or_a_percentage_that_is_no_number_is_refused() {
+    let ad = Ad {
+        domain: d("b"),
+        epoch: 1,
+        seq: 2,
+        health: "ok".into(),
+        slots: 2,
+        slots_free: 1,
+        price: 1.25,
+        region: None,
+        kinds: "transcode".into(),
+        version: "0".into(),
+    };
+    assert_eq!(through(&ad), ad);
+    for bad in ["NaN", "inf", "-inf", "-1", "1e999", "much"] {
+        let mut fields = 0;
+        for body in samples() {
+            let text = String::from_utf8(written(&envelope(body))).expect("text");
+            for (name, good) in [("price", "1.25"), ("price-cap", "3.3"), ("budget-left", "0.1"), ("percent", "12.5")] {
+                let [good, bad] = [good, bad].map(|value| format!(" {name}=\"{value}\""));
+                let text = text.replace('\'', "\"");
+                if text.contains(&good) {
+                    fields += 1;
+                    let error = read(text.replace(&good, &bad).as_bytes()).expect_err(&bad).to_string();
+                    assert!(bad.contains("much") || error.contains("number of at least 0"), "{error}");
+                }
+            }
+        }
+        assert_eq!(fields, 5, "in a call, a bid, an award, an inventory and progress");
+        let bytes = xso::to_vec(&ad).expect("written");
+        let text = String::from_utf8(bytes).expect("text").replace("1.25", bad);
+        assert!(xso::from_bytes::<Ad>(text.as_bytes()).is_err(), "{text}");
+    }
+}
+
+#[test]
 fn attributes_that_a_later_version_adds_to_any_element_are_ignored() {
     for body in samples() {
         let known = envelope(body);
