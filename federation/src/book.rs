@@ -358,7 +358,7 @@ impl Book {
                 self.leases.get(l).map_or(0.0, |l| l.price)
             }
         };
-        job.parts.values().map(price).sum()
+        job.parts.values().map(price).sum::<f64>().min(f64::MAX)
     }
 
     fn submitted(&mut self, at: Millis, job: &JobId, terms: &Terms, parts: &[PartCall]) {

@@ -266,7 +266,7 @@ fn usage(job: &Job) -> Vec<DomainUsage> {
         });
         let (sum, u) = (&mut all[index], &result.usage);
         sum.parts += 1;
-        sum.price += result.price;
+        sum.price = (sum.price + result.price).min(f64::MAX);
         sum.usage.bytes_in = sum.usage.bytes_in.saturating_add(u.bytes_in);
         sum.usage.bytes_out = sum.usage.bytes_out.saturating_add(u.bytes_out);
         sum.usage.download_ms = sum.usage.download_ms.saturating_add(u.download_ms);

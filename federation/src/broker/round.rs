@@ -250,7 +250,7 @@ impl Broker {
         let refs = parts.iter().filter_map(|n| {
             // What is sold on keeps the attempt under which its order was written.
             let sold = record.terms.orders.iter().find(|o| o.part == *n).map(|o| o.attempt);
-            Some(PartRef { part: *n, attempt: sold.unwrap_or(record.parts.get(n)?.attempt + 1) })
+            Some(PartRef { part: *n, attempt: sold.unwrap_or(record.parts.get(n)?.attempt.saturating_add(1)) })
         });
         let (parts, timers) = (refs.collect(), &cx.config.timers);
         let (at, lease) = (cx.now, cx.ids.fresh::<LeaseId>());
@@ -284,7 +284,7 @@ impl Broker {
             secret: cx.secret(id).0,
             ttl_ms: lease.ttl_ms,
             renew_ms: lease.renew_ms,
-            price_cap: lease.price * lease.parts.len() as f64,
+            price_cap: (lease.price * lease.parts.len() as f64).min(f64::MAX),
             urls: None,
             common: None,
             parts: lease.parts.iter().filter_map(part).collect(),

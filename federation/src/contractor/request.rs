@@ -129,7 +129,7 @@ impl Contractor {
             return Err("not what was bid");
         }
         // A hair for the rounding of sums.
-        let enough = hold.price * numbers.len() as f64 - 1e-9;
+        let enough = (hold.price * numbers.len() as f64).min(f64::MAX) - 1e-9;
         if award.price_cap.is_nan() || award.price_cap < enough {
             return Err("price");
         }

@@ -3,9 +3,9 @@
 use federation::domain::{Input, Output};
 use federation::event::Event;
 use federation::id::MessageId;
-use federation::message::Body;
+use federation::message::{Award, Body, Commit, PartAward};
 
-use super::{answer_to, call, ends_well, envelope, journaled, world};
+use super::{HOUR, answer_to, call, ends_well, envelope, journaled, world};
 use crate::world::{Habit, World, calls, d, done, j, task_input, verb};
 
 #[test]
@@ -323,4 +323,43 @@ fn a_request_that_is_an_answer_is_not_understood() {
     let body = Body::Ack(federation::message::Ack {});
     world.input(&d("a"), Input::Request(d("b"), envelope("b", 1, "x", body)));
     assert!(matches!(answer_to(&world, "b"), Body::NotUnderstood(_)));
+}
+
+#[test]
+fn attempts_and_prices_at_their_limits_are_survived() {
+    // Of three parts one is sold; its first buyer does not answer the award, and the second gets it.
+    let mut world = World::new(1, 4);
+    world.node("a").config.agreements.waves_soon = 1;
+    world.crash(&d("a"));
+    world.restart(&d("a"));
+    world.filter = Box::new(|_, to, body, _| *to != d("b") && (verb(body) != "award" || *to != d("c")));
+    let Body::Cfp(mut cfp) = call(world.now, 3) else { return };
+    cfp.depth_left = 1;
+    world.input(&d("a"), Input::Request(d("b"), envelope("b", 1, "cfp", Body::Cfp(cfp))));
+    let Body::Bid(bid) = answer_to(&world, "b") else { panic!("no bid") };
+    let part = |part| PartAward { part, attempt: u32::MAX, bytes: u64::MAX, work_ms: u64::MAX, url: "x".into() };
+    let (lease, secret, parts) = (|| "b-1-1".into(), || "s".to_owned(), (0..3).map(part).collect());
+    let (ttl_ms, renew_ms, price_cap) = (u64::MAX, u64::MAX, f64::MAX);
+    let (bid, lease_, secret_, urls, common) = (bid.bid, lease(), secret(), None, Some(u64::MAX));
+    let award = Award { bid, lease: lease_, secret: secret_, ttl_ms, renew_ms, price_cap, urls, common, parts };
+    world.input(&d("a"), Input::Request(d("b"), envelope("b", 1, "award", Body::Award(award))));
+    let Body::Accept(accept) = answer_to(&world, "b") else { panic!("not accepted") };
+    let commit = Body::Commit(Commit { lease: lease(), secret: secret(), contract: accept.contract });
+    world.input(&d("a"), Input::Request(d("b"), envelope("b", 1, "commit", commit)));
+    world.run_for(60_000);
+    assert_eq!(world.node("d").ran.len(), 1);
+
+    let mut world = self::world();
+    for name in ["b", "c"] {
+        world.node(name).config.agreements.price = f64::MAX;
+        world.crash(&d(name));
+        world.restart(&d(name));
+    }
+    world.set_slots("a", 0);
+    world.submit("a", "film", 12);
+    assert!(world.run_until(HOUR, |w| w.seen.commits > 0));
+    assert!(world.nodes[&d("a")].domain.job(&j("film")).unwrap().spend.is_finite());
+    ends_well(&mut world);
+    let view = world.nodes[&d("a")].domain.job(&j("film")).unwrap();
+    assert!(view.spend.is_finite() && view.usage.iter().all(|u| u.price.is_finite()));
 }
