@@ -1,7 +1,7 @@
 //! The lasting state of a domain: the fold of its events.
 //!
 //! Part, as its home sees it: `open → awarded → committed → uploaded → verified`; back to `open` only by an event that ends the
-//! lease's claim on it ([`Event::Withdrawn`], [`Event::Failed`], [`Event::Returned`], [`Event::Lost`]), and the next award
+//! lease's claim on it ([`Event::Withdrawn`], [`Event::Failed`], [`Event::Returned`], [`Event::Late`], [`Event::Lost`]), and the next award
 //! counts a new attempt. Applying is total: an event that does not fit changes nothing.
 
 mod compact;
@@ -61,7 +61,7 @@ pub struct Part {
     pub attempt: u32,
     /// Tries that failed.
     pub failures: u32,
-    /// Domains that failed at it, or gave it back.
+    /// Domains that failed at it, gave it back or were late with it.
     pub avoid: BTreeSet<DomainId>,
     /// Those of them that blame the source: nobody would do better.
     pub accusers: BTreeSet<DomainId>,
@@ -102,6 +102,7 @@ pub struct Lease {
     pub bid: BidId,
     pub ttl_ms: u64,
     pub renew_ms: u64,
+    pub finish_p90_ms: u64,
     /// Of one part.
     pub price: f64,
     /// As awarded, for ever; which of them are still its own is said by the job's parts.
@@ -227,7 +228,7 @@ impl Book {
                     job.offers.push((*at, domain.clone(), offer.clone()));
                 }
             }
-            Event::Awarded { at, job, lease, domain, bid, ttl_ms, renew_ms, price, parts } => {
+            Event::Awarded { at, job, lease, domain, bid, ttl_ms, renew_ms, finish_p90_ms, price, parts } => {
                 let Some(record) = self.jobs.get_mut(job) else { return };
                 for part in parts {
                     if let Some(p) = record.parts.get_mut(&part.part) {
@@ -236,9 +237,11 @@ impl Book {
                     }
                 }
                 let (job, domain, bid) = (job.clone(), domain.clone(), bid.clone());
-                let (ttl_ms, renew_ms, price, parts) = (*ttl_ms, *renew_ms, *price, parts.clone());
-                let (stage, first_round) = (Stage::Awarded, record.times.calls <= 1);
-                let granted = Lease { at: *at, job, domain, bid, ttl_ms, renew_ms, price, parts, stage, first_round };
+                let (at, ttl_ms, renew_ms, finish_p90_ms) = (*at, *ttl_ms, *renew_ms, *finish_p90_ms);
+                let (price, parts, stage, first_round) =
+                    (*price, parts.clone(), Stage::Awarded, record.times.calls <= 1);
+                let granted =
+                    Lease { at, job, domain, bid, ttl_ms, renew_ms, finish_p90_ms, price, parts, stage, first_round };
                 self.leases.insert(lease.clone(), granted);
             }
             Event::Withdrawn { lease, .. } => self.reopen_all(lease, &given_back("not-accepted", "")),
@@ -282,6 +285,7 @@ impl Book {
                 }
                 self.reopen_all(lease, &given_back("lease-lost", "silent for longer than its lease"));
             }
+            Event::Late { lease, parts, .. } => self.late(lease, parts),
             Event::Ended { lease, .. } => self.stage(lease, Stage::Over),
             Event::Closed { at, job, end } => {
                 if let Some(job) = self.jobs.get_mut(job) {
@@ -447,17 +451,29 @@ impl Book {
     /// What it gives back goes to others if any other bids. Whoever needs its capacity gives back all it has, in many words: that counts
     /// once, and again only for what it has won since.
     fn returned(&mut self, at: Millis, lease: &LeaseId, parts: &[PartRef], reason: &str) {
-        let Some(Lease { job, domain, at: won_at, .. }) = self.leases.get(lease).cloned() else { return };
-        for part in parts {
-            self.reopen(lease, part.part, &given_back("returned", reason));
-            if let Some(p) = self.part(&job, part.part) {
-                p.avoid.insert(domain.clone());
-            }
-        }
+        let Some((domain, won_at)) = self.leases.get(lease).map(|l| (l.domain.clone(), l.at)) else { return };
+        self.move_on(lease, parts, &given_back("returned", reason));
         let record = self.marks.entry(domain).or_default();
         if won_at > record.returned_at {
             record.returned_at = at;
             record.returns_in_row += 1;
+        }
+    }
+
+    fn late(&mut self, lease: &LeaseId, parts: &[PartRef]) {
+        let Some(domain) = self.leases.get(lease).map(|l| l.domain.clone()) else { return };
+        self.marks.entry(domain).or_default().lost += 1;
+        self.move_on(lease, parts, &given_back("late", "it did not get on with it"));
+    }
+
+    /// Parts that others are to have, if any other bids.
+    fn move_on(&mut self, lease: &LeaseId, parts: &[PartRef], why: &Failure) {
+        let Some((job, domain)) = self.leases.get(lease).map(|l| (l.job.clone(), l.domain.clone())) else { return };
+        for part in parts {
+            self.reopen(lease, part.part, why);
+            if let Some(p) = self.part(&job, part.part) {
+                p.avoid.insert(domain.clone());
+            }
         }
     }
 

@@ -43,6 +43,8 @@ pub(crate) struct Broker {
     expected: BTreeMap<JobId, u64>,
     watch: BTreeMap<LeaseId, Watch>,
     progress: BTreeMap<(JobId, u32), PartProgress>,
+    /// When a domain last got on with anything.
+    moved: BTreeMap<DomainId, Millis>,
     /// Calls in a row that a domain has not answered, or with an error.
     unanswered: BTreeMap<DomainId, u32>,
     /// Results of attempts that were given up, while they are looked at.
@@ -217,6 +219,7 @@ impl Broker {
         let Some((job, domain)) = cx.book.leases.get(lease).map(|l| (l.job.clone(), l.domain.clone())) else { return };
         cx.record(Event::Failed { at: cx.now, lease: lease.clone(), part, attempt, failure });
         self.progress.remove(&(job.clone(), part));
+        self.moved.insert(domain.clone(), cx.now);
         self.mark_black_hole(cx, &domain);
         self.judge(cx, &job);
         self.call_soon(cx.now, &job);

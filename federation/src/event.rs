@@ -60,6 +60,9 @@ pub enum Event {
         bid: BidId,
         ttl_ms: u64,
         renew_ms: u64,
+        /// As in the bid.
+        #[serde(default)]
+        finish_p90_ms: u64,
         price: f64,
         parts: Vec<PartRef>,
     },
@@ -135,6 +138,12 @@ pub enum Event {
     Lost {
         at: Millis,
         lease: LeaseId,
+    },
+    /// Taken back from a domain that answers, and does not get on.
+    Late {
+        at: Millis,
+        lease: LeaseId,
+        parts: Vec<PartRef>,
     },
     /// Nothing of this lease is left to do or to say.
     Ended {

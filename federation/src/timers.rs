@@ -18,6 +18,9 @@ pub struct Timers {
     /// A silent domain keeps its parts this much longer than its lease. More than ten minutes, so that a cut of ten minutes
     /// re-runs nothing.
     pub detach_grace_ms: u64,
+    /// A domain that answers and does not get on with a part, for this long and for four times what it had bid (`finish-p90-ms`), has it
+    /// taken back. Long enough for a store that is away for minutes.
+    pub late_ms: u64,
     /// Open parts are called out again after this; doubled each time nobody bids, up to eight times.
     pub recall_ms: u64,
     /// At most one progress message a lease in this time.
@@ -44,6 +47,7 @@ impl Default for Timers {
             answer_ms: 1_500,
             lease_ttl_ms: 60_000,
             detach_grace_ms: 600_000,
+            late_ms: 600_000,
             recall_ms: 1_000,
             progress_ms: 1_000,
             repeat_ms: 1_000,

@@ -33,6 +33,7 @@ impl Book {
             | Event::Failed { lease, .. }
             | Event::Returned { lease, .. }
             | Event::Lost { lease, .. }
+            | Event::Late { lease, .. }
             | Event::Ended { lease, .. } => granted(lease),
             Event::Taken { lease, .. }
             | Event::Started { lease, .. }

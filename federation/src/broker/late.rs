@@ -59,17 +59,17 @@ impl Broker {
             self.verified(cx, job, part, result);
         }
         if let Some(holder) = holder {
-            self.take_back(cx, job, &holder, PartRef { part, attempt: now_at });
+            self.take_back(cx, job, &holder, vec![PartRef { part, attempt: now_at }], "another's result came first");
         }
     }
 
-    /// Tells the holder of a lease that a part of it is not wanted any more; a renewal says it again.
-    fn take_back(&mut self, cx: &mut Cx, job: &JobId, id: &LeaseId, part: PartRef) {
+    /// Tells the holder of a lease that parts of it are not wanted any more; a renewal says it again.
+    pub(super) fn take_back(&mut self, cx: &mut Cx, job: &JobId, id: &LeaseId, parts: Vec<PartRef>, reason: &str) {
         let committed = |l: &&Lease| l.stage > Stage::Awarded;
         let Some(domain) = cx.book.leases.get(id).filter(committed).map(|l| l.domain.clone()) else { return };
         let (lease, secret) = (id.clone(), cx.secret(id).0);
         if let Some(frame) = frame(cx.book, job) {
-            let cancel = Cancel { lease, secret, reason: "another's result came first".into(), parts: vec![part] };
+            let cancel = Cancel { lease, secret, reason: reason.into(), parts };
             cx.ask(&domain, frame, Body::Cancel(cancel), About::Nothing);
         }
         self.end_if_done(cx, id);

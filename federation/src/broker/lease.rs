@@ -1,5 +1,7 @@
 //! A lease after its award: accept, commit, renewals, results, silence, and its end.
 
+use std::collections::BTreeMap;
+
 use super::{Broker, ROW_MAX, frame, is_live, stale};
 use crate::book::{Book, Lease, Part, Stage};
 use crate::cx::{About, Cx, contract};
@@ -10,6 +12,8 @@ use crate::message::{self, Ack, Body, Cancel, Commit, PartDone, PartProgress, Pa
 
 /// Questions in a row without answer that make a domain silent: no new awards.
 const SILENT: u32 = 2;
+/// A part that is not got on with for so many times what was bid for all of them is late.
+const LATE_FACTOR: u64 = 4;
 
 /// What is known about the other side of a lease just now.
 pub(super) struct Watch {
@@ -24,12 +28,25 @@ pub(super) struct Watch {
     amnestied: bool,
     /// It has not been asked yet what it has since this domain started.
     resync: bool,
+    /// When it was committed, or this domain started.
+    since: Millis,
+    /// What was said of each part last, and since when it is so.
+    said: BTreeMap<u32, (PartProgress, Millis)>,
 }
 
 impl Watch {
     /// Of a lease in the journal: it is asked first, and its clock starts now.
     pub fn new(now: Millis, accept_by: Millis) -> Self {
-        Self { heard: now, missed: 0, next: now, asked: false, accept_by, amnestied: false, resync: true }
+        let (amnestied, resync, said) = (false, true, BTreeMap::new());
+        Self { heard: now, missed: 0, next: now, asked: false, accept_by, amnestied, resync, since: now, said }
+    }
+
+    /// Since when a part is what it is. One that waits gets on when any other of its domain does.
+    fn unchanged_since(&self, part: u32, domain_moved: Option<Millis>) -> Millis {
+        match self.said.get(&part) {
+            Some((said, since)) if said.state != "waiting" => *since,
+            _ => domain_moved.map_or(self.since, |moved| moved.max(self.since)),
+        }
     }
 
     fn lost_at(&self, lease: &Lease, config: &DomainConfig) -> Millis {
@@ -192,7 +209,7 @@ impl Broker {
 
     /// Takes up what a domain says about its parts.
     pub(super) fn inventory(&mut self, cx: &mut Cx, id: &LeaseId, parts: &[PartProgress]) {
-        let Some(job) = cx.book.leases.get(id).map(|l| l.job.clone()) else { return };
+        let Some((job, domain)) = cx.book.leases.get(id).map(|l| (l.job.clone(), l.domain.clone())) else { return };
         for said in parts {
             if !is_live(cx.book, id, said.part, said.attempt) {
                 continue;
@@ -203,6 +220,12 @@ impl Broker {
                 cx.record(Event::Fetching { at: cx.now, job: job.clone() });
             }
             loaded(cx, &job, said.part, said.attempt, &said.outputs);
+            if let Some(watch) = self.watch.get_mut(id)
+                && watch.said.get(&said.part).is_none_or(|(last, _)| last != said)
+            {
+                watch.said.insert(said.part, (said.clone(), cx.now));
+                self.moved.insert(domain.clone(), cx.now);
+            }
             let known = self.progress.get(&(job.clone(), said.part));
             // Reports may overtake each other.
             let older =
@@ -211,6 +234,31 @@ impl Broker {
                 self.progress.insert((job.clone(), said.part), said.clone());
             }
         }
+        self.take_back_late(cx, id, &job, &domain);
+    }
+
+    /// Judged by fresh words alone: what a domain that is cut off does meanwhile nobody knows.
+    fn take_back_late(&mut self, cx: &mut Cx, id: &LeaseId, job: &JobId, domain: &DomainId) {
+        let (Some(watch), Some(lease)) = (self.watch.get(id), cx.book.leases.get(id)) else { return };
+        if cx.book.jobs.get(job).is_none_or(|j| !j.is_open()) {
+            return; // cancelled already
+        }
+        let timers = &cx.config.timers;
+        // A bid may say anything: a day at most.
+        let patience = lease.finish_p90_ms.saturating_mul(LATE_FACTOR).min(timers.keep_ms).max(timers.late_ms);
+        let moved = self.moved.get(domain).copied();
+        let is_late = |r: &PartRef| watch.unchanged_since(r.part, moved).plus(patience) <= cx.now;
+        let parts: Vec<_> = cx.book.live_parts(id).map(|(r, _)| r).filter(is_late).collect();
+        if parts.is_empty() {
+            return;
+        }
+        for part in &parts {
+            self.progress.remove(&(job.clone(), part.part));
+        }
+        cx.record(Event::Late { at: cx.now, lease: id.clone(), parts: parts.clone() });
+        self.mark(cx, domain, Mark::Suspect);
+        self.take_back(cx, job, id, parts, "late");
+        self.call_soon(cx.now, job);
     }
 
     pub(super) fn part_done(&mut self, cx: &mut Cx, id: &LeaseId, done: &PartDone) -> Body {
@@ -223,11 +271,12 @@ impl Broker {
             return if same || self.take_late(cx, id, done) { Body::Ack(Ack {}) } else { stale("attempt") };
         }
         let (at, part, attempt, usage) = (cx.now, done.part, done.attempt, done.usage.clone());
-        let (by, outputs) = (done.by.clone().unwrap_or(domain), done.outputs.clone());
+        let (by, outputs) = (done.by.clone().unwrap_or_else(|| domain.clone()), done.outputs.clone());
         // The report of it may have been lost, or said while home was down.
         loaded(cx, &job, part, attempt, &outputs);
         cx.record(Event::Uploaded { at, lease: id.clone(), part, attempt, by, outputs: outputs.clone(), usage });
         self.progress.remove(&(job.clone(), part));
+        self.moved.insert(domain, cx.now);
         if cx.book.jobs.get(&job).is_some_and(|j| j.terms.parent.is_some()) {
             // Who sells on holds no key; home will look.
             cx.record(Event::Verified { at, job: job.clone(), part, attempt });

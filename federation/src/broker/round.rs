@@ -262,6 +262,7 @@ impl Broker {
             bid: bid.bid,
             ttl_ms: timers.lease_ttl_ms,
             renew_ms: timers.renew_ms(),
+            finish_p90_ms: bid.finish_p90_ms,
             price: bid.price,
             parts,
         });

@@ -98,7 +98,6 @@ fn run(seed: u64) -> [u64; 10] {
     for name in &names {
         world.node(&name.0).habit = Habit::Honest;
         world.set_slots(&name.0, 2);
-        world.release_idle(name);
     }
     let quiet = world.run_until(4 * HOUR, World::is_quiet);
     assert!(quiet, "not everything has ended: {}", world.unfinished());

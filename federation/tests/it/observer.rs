@@ -26,6 +26,7 @@ pub struct Observer {
     pub events: u64,
     pub commits: u64,
     pub lost: u64,
+    pub late: u64,
     pub adopted: u64,
     pub sold: u64,
     pub failed: u64,
@@ -113,6 +114,10 @@ impl World {
                     self.nobody_works(lease, part.part);
                     self.unclaim(who, lease, part.part);
                 }
+            }
+            Event::Late { lease, parts, .. } => {
+                self.seen.late += 1;
+                parts.iter().for_each(|part| self.unclaim(who, lease, part.part));
             }
             Event::Verified { job, part, .. } => {
                 let key = (who.clone(), job.clone(), *part);

@@ -295,18 +295,6 @@ impl World {
         self.later(at, name, Packet::Restart);
     }
 
-    /// Tasks that were never going to end fail now.
-    pub fn release_idle(&mut self, name: &DomainId) {
-        let node = self.node(&name.0);
-        let idle: Vec<_> =
-            node.tasks.iter().filter(|(k, t)| t.ended.is_none() && !node.outcome.contains_key(*k)).collect();
-        let idle: Vec<_> = idle.into_iter().map(|(k, _)| k.clone()).collect();
-        for key in idle {
-            self.node(&name.0).outcome.insert(key.clone(), failed("internal", "stuck"));
-            self.later(1_000, name, Packet::TaskEnds(key));
-        }
-    }
-
     /// For a person who looks for what hangs.
     pub fn unfinished(&self) -> String {
         let mut text = format!("now {:?}", self.now);
@@ -443,6 +431,12 @@ impl World {
         node.outcome.insert(key.clone(), outcome);
         let half = Status { bytes: 500, percent: 50.0, ..status("running", Vec::new()) };
         self.later(wait / 2, who, Packet::Input(Box::new(task_input(&key, half))));
+        // Of a long one there is news every minute.
+        for at in (60_000..wait).step_by(60_000) {
+            let (bytes, percent) = (1_000 * at / wait, 100.0 * at as f32 / wait as f32);
+            let report = Status { bytes, percent, ..status("running", Vec::new()) };
+            self.later(at, who, Packet::Input(Box::new(task_input(&key, report))));
+        }
         self.later(wait, who, Packet::TaskEnds(key));
     }
 

@@ -66,6 +66,37 @@ fn fresh_objects_in_the_store_keep_a_silent_lease_alive() {
 }
 
 #[test]
+fn a_domain_that_renews_its_lease_and_never_works_loses_its_parts() {
+    let mut world = world();
+    world.node("b").habit = Habit::Idle;
+    world.submit("a", "film", 12);
+    assert!(world.run_until(HOUR, |w| w.seen.commits == 3));
+    let begin = world.now;
+    assert!(world.run_until(HOUR, |w| w.seen.late > 0));
+    assert!(world.now.since(begin) >= 600_000 && mark_of(&world, "a", "b") == Some(Mark::Suspect));
+    ends_well(&mut world);
+    assert_eq!((world.seen.late, world.seen.lost, world.node("b").ran.len()), (1, 0, 4));
+    let view = world.nodes[&d("a")].domain.job(&j("film")).unwrap();
+    assert!(view.parts.iter().all(|p| p.failures == 0), "it has cost no try: {:?}", view.parts);
+}
+
+#[test]
+fn who_is_slow_and_gets_on_is_not_late_nor_is_what_waits_for_it() {
+    let mut world = world();
+    world.task_ms = (700_000, 800_000);
+    for name in ["a", "b", "c"] {
+        world.node(name).config.agreements.tasks_per_slot = 1;
+        world.crash(&d(name));
+        world.restart(&d(name));
+        world.set_slots(name, 1);
+    }
+    world.submit("a", "film", 12);
+    ends_well(&mut world);
+    assert_eq!(world.seen.late, 0);
+    assert_eq!(world.nodes.values().map(|n| n.ran.len()).sum::<usize>(), 12);
+}
+
+#[test]
 fn home_killed_after_any_event_still_ends_the_job() {
     let mut prefix = 0;
     loop {
