@@ -118,10 +118,6 @@ pub enum Input {
         attempt: u32,
         result: Result<(), String>,
     },
-    /// A fresh object of this lease was seen in the store: proof of life by another way.
-    Evidence {
-        lease: LeaseId,
-    },
 }
 
 /// Why there is no answer.
@@ -316,7 +312,6 @@ impl Domain {
                 self.contractor.task(&mut cx, &lease, part, attempt, status)
             }
             Input::Checked { job, part, attempt, result } => self.broker.checked(&mut cx, &job, part, attempt, result),
-            Input::Evidence { lease } => self.broker.heard(cx.now, &lease),
         }
     }
 

@@ -130,8 +130,8 @@ impl Broker {
         }
     }
 
-    /// A word from the other side, by whatever way.
-    pub fn heard(&mut self, now: Millis, id: &LeaseId) {
+    /// A word from the other side.
+    pub(super) fn heard(&mut self, now: Millis, id: &LeaseId) {
         if let Some(watch) = self.watch.get_mut(id) {
             (watch.heard, watch.missed, watch.amnestied) = (now, 0, false);
         }

@@ -51,21 +51,6 @@ fn when_all_are_silent_at_once_clocks_stop_for_one_lease() {
 }
 
 #[test]
-fn fresh_objects_in_the_store_keep_a_silent_lease_alive() {
-    let mut world = world();
-    world.task_ms = (2_000_000, 2_000_001);
-    world.submit("a", "film", 6);
-    assert!(world.run_until(HOUR, |w| w.seen.commits == 3));
-    world.cut("a", "b");
-    let lease = world.nodes[&d("b")].domain.taken().next().unwrap().lease;
-    for _ in 0..4 {
-        world.run_for(300_000);
-        world.input(&d("a"), Input::Evidence { lease: lease.clone() });
-    }
-    assert_eq!(world.seen.lost, 0);
-}
-
-#[test]
 fn a_domain_that_renews_its_lease_and_never_works_loses_its_parts() {
     let mut world = world();
     world.node("b").habit = Habit::Idle;
