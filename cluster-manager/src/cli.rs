@@ -19,7 +19,7 @@ use crate::load::{self, LoadArgs};
 use crate::plan::{self, PlanArgs};
 use crate::shell::{self, Command as Question};
 use crate::swarm;
-use crate::view::{DomainDoc, ErrorDoc, JobDoc};
+use crate::view::{DomainDoc, ErrorDoc, JobDoc, JobsDoc};
 use access::AccessArgs;
 use link::{Answer, Link};
 
@@ -72,7 +72,7 @@ enum Command {
         /// Of the job, as `submit` and `jobs` show it.
         id: String,
     },
-    /// List the jobs of the domain.
+    /// List the jobs of the domain, the newest first; `status` shows one with its parts.
     #[command(after_help = "Example: starling --state DIR jobs")]
     Jobs,
     /// List the domains of the federation as the home domain sees them.
@@ -141,8 +141,11 @@ async fn answer(cli: &Cli, link: &Link, question: &Question) -> Result<ExitCode>
             print(cli.json, &domains, || shell::describe_domains(&domains))
         }
         Command::Jobs => {
-            let jobs: Vec<JobDoc> = serde_json::from_value(answer)?;
-            print(cli.json, &jobs, || shell::describe_jobs(&jobs))
+            let listed: JobsDoc = serde_json::from_value(answer)?;
+            if cli.json && listed.left_off > 0 {
+                eprintln!("starling: {}", shell::describe_left_off(listed.left_off));
+            }
+            print(cli.json, &listed.jobs, || shell::describe_jobs(&listed))
         }
         Command::Submit { watch: false, .. } | Command::Status { .. } | Command::Cancel { .. } => {
             let job: JobDoc = serde_json::from_value(answer)?;

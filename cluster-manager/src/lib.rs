@@ -8,6 +8,7 @@ pub mod cli;
 pub mod config;
 pub mod coordinator;
 pub mod film;
+pub mod fit;
 pub mod hosts;
 pub mod journal;
 pub mod load;

@@ -6,7 +6,7 @@
 use federation::job::find_job;
 use xmpp_parsers::minidom::Element;
 
-use crate::view::{DomainDoc, ErrorDoc, JobDoc};
+use crate::view::{DomainDoc, ErrorDoc, JobDoc, JobsDoc};
 
 /// Namespace of programs' questions: `<query xmlns='urn:starling:shell:1' verb='status' job='…'/>`. The verb `submit` holds
 /// the job's document as text, comments and all, so that errors name its own lines.
@@ -122,14 +122,17 @@ pub fn describe_job(job: &JobDoc) -> String {
     text
 }
 
-pub fn describe_jobs(jobs: &[JobDoc]) -> String {
+pub fn describe_jobs(JobsDoc { jobs, left_off }: &JobsDoc) -> String {
     if jobs.is_empty() {
         return "no jobs yet".to_owned();
     }
-    jobs.iter()
-        .map(|job| format!("{}  {}  {} → {}", job.id, job.state, job.source, job.target))
-        .collect::<Vec<_>>()
-        .join("\n")
+    let line = |job: &JobDoc| format!("{}  {}  {} → {}", job.id, job.state, job.source, job.target);
+    let more = (*left_off > 0).then(|| describe_left_off(*left_off));
+    jobs.iter().map(line).chain(more).collect::<Vec<_>>().join("\n")
+}
+
+pub fn describe_left_off(jobs: usize) -> String {
+    format!("{jobs} older jobs are left off; the console and its API list all")
 }
 
 pub fn describe_domains(domains: &[DomainDoc]) -> String {

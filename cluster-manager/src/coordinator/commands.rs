@@ -13,6 +13,7 @@ use tracing::info;
 
 use super::{Ask, Coordinator, now};
 use crate::film::FilmJob;
+use crate::fit::{STANZA_TEXT_MAX, fit, fit_list};
 use crate::record::{JobEvent, Record};
 use crate::rest::Located;
 use crate::shell::{self, Command};
@@ -36,6 +37,13 @@ impl Answer {
         Self { text, document: serde_json::to_value(document).unwrap_or_default() }
     }
 
+    /// The words are of all that is known, the document of what a stanza holds.
+    fn job(mut job: JobDoc, words: impl FnOnce(&JobDoc) -> String) -> Self {
+        let text = words(&job);
+        fit(&mut job, STANZA_TEXT_MAX);
+        Self::new(&job, text)
+    }
+
     fn refused(error: &ErrorDoc) -> Self {
         Self { text: shell::describe_error(error), document: serde_json::json!({ "error": error }) }
     }
@@ -55,7 +63,7 @@ impl Coordinator {
         Ok(match command {
             Command::Help => Answer::new(&shell::HELP, shell::HELP.to_owned()),
             Command::Jobs => {
-                let jobs = self.show().all_jobs();
+                let jobs = fit_list(self.show().all_jobs(), STANZA_TEXT_MAX);
                 Answer::new(&jobs, shell::describe_jobs(&jobs))
             }
             Command::Domains => {
@@ -63,15 +71,12 @@ impl Coordinator {
                 Answer::new(&shown.domains, shell::describe_domains(&shown.domains))
             }
             Command::Status(id) => match self.show().job(&id) {
-                Some(job) => Answer::new(&job, shell::describe_job(&job)),
+                Some(job) => Answer::job(job, shell::describe_job),
                 None => Answer::refused(&no_such_job(&id)),
             },
             Command::Cancel(id) => self.cancel(from, id)?,
             Command::Submit(xml) => match self.submit(from, &xml, in_room).await? {
-                Ok(job) => {
-                    let text = format!("{} is taken; I tell you in private how it goes", job.id);
-                    Answer::new(&job, text)
-                }
+                Ok(job) => Answer::job(job, |job| format!("{} is taken; I tell you in private how it goes", job.id)),
                 Err(refusal) => Answer::refused(&refusal),
             },
         })
@@ -146,8 +151,7 @@ impl Coordinator {
             self.journal_job(JobEvent::Ended { id: job.clone(), at: now(), cancelled: true, error: None })?;
             self.tell_owner(&job);
         }
-        let document = self.show().job(&id).unwrap_or_default();
-        Ok(Answer::new(&document, shell::describe_job(&document)))
+        Ok(Answer::job(self.show().job(&id).unwrap_or_default(), shell::describe_job))
     }
 
     pub(super) fn on_ask(&self, ask: Ask) {

@@ -7,7 +7,7 @@ use anyhow::Result;
 use federation::domain::{Input, Output};
 use federation::id::JobId;
 use federation::message;
-use federation::xmpp::{BareJid, FullJid, IqFailure, Jid, payload};
+use federation::xmpp::{BareJid, FullJid, IqFailure, Jid, SendError, payload};
 use storage::s3::{S3Config, Secret, Store};
 use tracing::{info, warn};
 use xmpp_parsers::minidom::Element;
@@ -17,6 +17,7 @@ use super::tasks::HAND_OUT;
 use super::{Coordinator, Done, now, quiet};
 use crate::archive::Ended;
 use crate::film::{CheckError, FilmFailure, Prepared, Verified};
+use crate::fit::{STANZA_TEXT_MAX, fit, text_bytes};
 use crate::record::{self, JobEvent, Piece, Record};
 use crate::shell;
 use crate::view::{JobDoc, OfferDoc};
@@ -400,7 +401,7 @@ impl Coordinator {
 
     /// In private, because the addresses are nobody else's business; with the same id each time, until the server has taken it.
     pub(super) fn tell_owner(&self, id: &JobId) {
-        let Some(document) = self.show().job(&id.0) else { return };
+        let Some(mut document) = self.show().job(&id.0) else { return };
         // After a restart the full JID is not known any more; the account is.
         let to: Jid = match self.owners.get(id) {
             Some(full) => full.clone().into(),
@@ -411,6 +412,7 @@ impl Coordinator {
         };
         let Ok(server) = self.me.0.parse::<BareJid>() else { return };
         let (agent, text, name) = (self.agent.clone(), shell::describe_job(&document), format!("ended-{id}"));
+        fit(&mut document, STANZA_TEXT_MAX.saturating_sub(text_bytes(&text)));
         let json = payload::json_element(&serde_json::to_string(&document).unwrap_or_default());
         let (job, done) = (id.clone(), self.done.0.clone());
         self.spawn("tell owner", async move {
@@ -427,7 +429,11 @@ impl Coordinator {
                 // Nothing is said while offline: it would only pile up.
                 let Some(mut heard) = is_heard().await else { return };
                 if heard {
-                    match agent.message(&name, to.clone(), Some(&text), Some(json.clone())).await {
+                    let mut said = agent.message(&name, to.clone(), Some(&text), Some(json.clone())).await;
+                    if let Err(SendError::TooLarge { .. }) = said {
+                        said = agent.message(&name, to.clone(), Some(&text), None).await;
+                    }
+                    match said {
                         Ok(()) => heard = is_heard().await == Some(true),
                         Err(error) => warn!(%error, "the owner cannot be told"), // nor later
                     }
