@@ -33,7 +33,7 @@ pub const EXIT_UNREACHABLE: u8 = 3;
     version,
     after_help = "\
 Examples:
-  starling --state target/demo/world submit film.xml --watch
+  starling --state target/demo submit film.xml --watch
   starling --config ~/starling.toml jobs --json
   starling --jid me@a.test --password-file pw --server 127.0.0.2:5222 --ca ca.pem domains
 

@@ -24,6 +24,7 @@ fn each_command_explains_itself_with_an_example_and_the_exit_codes_are_told() {
         assert!(code == 0 && help.contains(&format!("Example: starling --state DIR {command}")), "{help}");
     }
     let (_, help, _) = starling(&["--help"], &[]);
+    assert!(help.contains("starling --state target/demo submit"), "where `make demo` writes: {help}");
     assert!(
         ["0 done", "1 the job failed", "2 refused", "3 not reachable"].iter().all(|code| help.contains(code)),
         "{help}"
