@@ -123,7 +123,11 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
             Command::Domains => Question::Domains,
             Command::Swarm(_) | Command::Plan(_) | Command::Load(_) => unreachable!("run above"),
         };
-        let link = Link::open(cli.access.resolve()?).await?;
+        let access = match cli.access.resolve(|name| std::env::var_os(name))? {
+            Ok(access) => access,
+            Err(error) => return Ok(refused(cli.json, &error)),
+        };
+        let link = Link::open(access).await?;
         let code = answer(&cli, &link, &question).await;
         link.close().await;
         code
