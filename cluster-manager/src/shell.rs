@@ -3,6 +3,8 @@
 //! Pure: text or XML in, a [`Command`] out; a document in, text out. Talk that is no command is left alone, since people
 //! share the room.
 
+use std::collections::BTreeMap;
+
 use federation::job::find_job;
 use xmpp_parsers::minidom::Element;
 
@@ -112,6 +114,9 @@ pub fn describe_job(job: &JobDoc) -> String {
     if let Some(error) = &job.error {
         text += &format!("\n{}", describe_error(error));
     }
+    for (domain, parts) in awards(job) {
+        text += &format!("\n{}", describe_award(domain, parts));
+    }
     for (domain, loaded) in job.usage.iter().filter_map(|used| Some((&used.domain, used.loaded.as_ref()?))) {
         text += &format!("\n{domain} loaded {loaded}");
     }
@@ -120,6 +125,16 @@ pub fn describe_job(job: &JobDoc) -> String {
             &format!("\nplayer {}\nSMIL {}\nHLS {}\nDASH {}", results.player, results.smil, results.hls, results.dash);
     }
     text
+}
+
+/// Who was awarded how many parts, though it may have made several offers.
+pub fn awards(job: &JobDoc) -> BTreeMap<&str, u32> {
+    let won = job.offers.iter().filter(|offer| offer.awarded > 0);
+    won.map(|offer| (offer.domain.as_str(), offer.awarded)).collect()
+}
+
+pub fn describe_award(domain: &str, parts: u32) -> String {
+    format!("awarded {parts} part{} to {domain}", if parts == 1 { "" } else { "s" })
 }
 
 pub fn describe_jobs(JobsDoc { jobs, left_off }: &JobsDoc) -> String {
@@ -159,12 +174,21 @@ pub fn describe_error(error: &ErrorDoc) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::view::OfferDoc;
 
     #[test]
     fn a_job_may_be_pasted_among_other_words() {
         let said = "please do\n<job xmlns=\"urn:starling:job:1\" kind=\"transcode\"><source/></job> thanks";
         let Some(Command::Submit(xml)) = from_text(said) else { panic!("not understood") };
         assert!(xml.starts_with("<job") && xml.ends_with("</job>"));
+    }
+
+    #[test]
+    fn a_job_names_who_was_awarded_parts_once() {
+        let offer = |domain: &str, awarded| OfferDoc { domain: domain.into(), awarded, ..OfferDoc::default() };
+        let offers = vec![offer("a.test", 1), offer("b.test", 0), offer("c.test", 3), offer("c.test", 3)];
+        let job = JobDoc { id: "j-1".into(), state: "running".into(), offers, ..JobDoc::default() };
+        assert_eq!(describe_job(&job), "j-1: running\nawarded 1 part to a.test\nawarded 3 parts to c.test");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use super::link::{Answer, Link};
-use crate::shell::Command;
+use crate::shell::{self, Command};
 use crate::view::{JobDoc, OfferDoc, PartDoc};
 
 /// Seldom enough for the server, often enough for the eye.
@@ -81,10 +81,33 @@ fn describe_offer(offer: &OfferDoc) -> String {
     }
 }
 
+/// What was told of the negotiation.
+#[derive(Default)]
+struct Told {
+    offers: usize,
+    awarded: BTreeMap<String, u32>,
+}
+
+impl Told {
+    /// Offers and awards that are new.
+    fn news(&mut self, job: &JobDoc) -> Vec<String> {
+        let mut news: Vec<_> = job.offers.iter().skip(self.offers).map(describe_offer).collect();
+        self.offers = job.offers.len();
+        for (domain, parts) in shell::awards(job) {
+            let told = self.awarded.entry(domain.to_owned()).or_default();
+            if parts > *told {
+                news.push(shell::describe_award(domain, parts - *told));
+                *told = parts;
+            }
+        }
+        news
+    }
+}
+
 #[derive(Default)]
 struct Lines {
     state: String,
-    offers: usize,
+    told: Told,
     parts: BTreeMap<u32, String>,
 }
 
@@ -94,10 +117,9 @@ impl Lines {
             eprintln!("{} {}", job.id, job.state);
             self.state.clone_from(&job.state);
         }
-        for offer in job.offers.iter().skip(self.offers) {
-            eprintln!("  {}", describe_offer(offer));
+        for news in self.told.news(job) {
+            eprintln!("  {news}");
         }
-        self.offers = job.offers.len();
         for part in &job.parts {
             let line = format!("{} {}", part.state, who(part));
             if self.parts.get(&part.n) != Some(&line) {
@@ -111,7 +133,7 @@ impl Lines {
 struct Bars {
     all: MultiProgress,
     state: ProgressBar,
-    offers: usize,
+    told: Told,
     parts: BTreeMap<u32, ProgressBar>,
 }
 
@@ -119,7 +141,7 @@ impl Default for Bars {
     fn default() -> Self {
         let all = MultiProgress::new();
         let state = all.add(ProgressBar::no_length().with_style(style("{msg} {elapsed}")));
-        Self { all, state, offers: 0, parts: BTreeMap::new() }
+        Self { all, state, told: Told::default(), parts: BTreeMap::new() }
     }
 }
 
@@ -127,11 +149,10 @@ impl Bars {
     fn show(&mut self, job: &JobDoc) {
         self.state.set_message(format!("{} {}", job.id, job.state));
         self.state.tick();
-        for offer in job.offers.iter().skip(self.offers) {
+        for news in self.told.news(job) {
             // A terminal that is gone is no reason to stop.
-            let _ = self.all.println(describe_offer(offer));
+            let _ = self.all.println(news);
         }
-        self.offers = job.offers.len();
         for part in &job.parts {
             let bar = self.parts.entry(part.n).or_insert_with(|| {
                 self.all.add(ProgressBar::new(100).with_style(style("  {prefix:>3} {bar:30.green} {pos:>3}% {msg}")))
@@ -149,4 +170,23 @@ impl Bars {
 
 fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn offers_and_awards_are_told_once_and_later_parts_by_themselves() {
+        let job = |awarded| {
+            let domain = "b.test".to_owned();
+            let offer = OfferDoc { domain, outcome: "bid".into(), parts_max: 4, price: 1.0, awarded };
+            JobDoc { offers: vec![offer], ..JobDoc::default() }
+        };
+        let mut told = Told::default();
+        assert_eq!(told.news(&job(0)), ["offer of b.test: at most 4 parts, price 1"]);
+        assert_eq!(told.news(&job(3)), ["awarded 3 parts to b.test"]);
+        assert_eq!(told.news(&job(2)), <[String; 0]>::default());
+        assert_eq!(told.news(&job(4)), ["awarded 1 part to b.test"]);
+    }
 }

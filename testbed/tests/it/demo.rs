@@ -88,6 +88,8 @@ async fn on_a_terminal_the_world_stays_for_the_player_until_ctrl_c_and_leaves_no
     ] {
         assert!(screen.contains(text), "{text:?} is not to be seen:\n{screen}");
     }
+    let is_award = |line: &str| line.trim_start().starts_with("awarded ") && line.contains(" to ");
+    assert!(screen.lines().any(is_award), "no award is to be seen:\n{screen}");
     let world = WorldDocument::read(&state).unwrap();
     let home = &world.domains[0];
     let player = screen.lines().find_map(|line| line.strip_prefix("  Player    ")).unwrap().trim();
