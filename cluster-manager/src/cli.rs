@@ -110,7 +110,10 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
     runtime.block_on(async {
         let question = match &cli.command {
             Command::Submit { file, .. } => {
-                let text = read(file)?;
+                let text = match read(file) {
+                    Ok(text) => text,
+                    Err(error) => return Ok(refused(cli.json, &unreadable(&error))),
+                };
                 // Read here first: the error then names the lines of the file, and nothing is sent.
                 if let Err(error) = Job::parse(&text) {
                     return Ok(refused(cli.json, &ErrorDoc::from(error)));
@@ -161,7 +164,10 @@ async fn answer(cli: &Cli, link: &Link, question: &Question) -> Result<ExitCode>
         | Command::Plan(_)
         | Command::Load(_) => {
             let job: JobDoc = serde_json::from_value(answer)?;
-            let job = watch::until_ended(link, job, cli.json).await?;
+            let job = match watch::until_ended(link, job, cli.json).await? {
+                Ok(job) => job,
+                Err(error) => return Ok(refused(cli.json, &error)),
+            };
             print(cli.json, &job, || shell::describe_job(&job))?;
             Ok(if job.state == "done" { ExitCode::SUCCESS } else { ExitCode::from(EXIT_JOB_FAILED) })
         }
@@ -182,9 +188,25 @@ fn refused(json: bool, error: &ErrorDoc) -> ExitCode {
     ExitCode::from(EXIT_REFUSED)
 }
 
+fn unreadable(error: &anyhow::Error) -> ErrorDoc {
+    let (message, hint) = (format!("{error:#}"), Some("give a file of text, or - for standard input".into()));
+    ErrorDoc { code: "unreadable-job".into(), message, hint, line: None }
+}
+
 fn read(file: &PathBuf) -> Result<String> {
     if file.as_os_str() == "-" {
         return std::io::read_to_string(std::io::stdin()).context("read the job from standard input");
     }
     std::fs::read_to_string(file).with_context(|| format!("read the job {}", file.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_that_cannot_be_read_is_a_wrong_call() {
+        let code = run(Cli::parse_from(["starling", "submit", "/no/such/job"])).unwrap();
+        assert_eq!(code, ExitCode::from(EXIT_REFUSED));
+    }
 }

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use super::link::{Answer, Link};
 use crate::shell::{self, Command};
-use crate::view::{JobDoc, OfferDoc, PartDoc};
+use crate::view::{ErrorDoc, JobDoc, OfferDoc, PartDoc};
 
 /// Seldom enough for the server, often enough for the eye.
 const EVERY: Duration = Duration::from_millis(300);
@@ -18,8 +18,8 @@ pub fn has_ended(job: &JobDoc) -> bool {
     matches!(job.state.as_str(), "done" | "failed" | "cancelled")
 }
 
-/// Asks until the job has ended; `quiet` shows nothing.
-pub async fn until_ended(link: &Link, mut job: JobDoc, quiet: bool) -> Result<JobDoc> {
+/// Asks until the job has ended, or (`Err` inside) is refused; `quiet` shows nothing.
+pub async fn until_ended(link: &Link, mut job: JobDoc, quiet: bool) -> Result<Result<JobDoc, ErrorDoc>> {
     let mut display = match (quiet, std::io::stderr().is_terminal()) {
         (true, _) => Display::None,
         (false, true) => Display::Bars(Bars::default()),
@@ -28,13 +28,13 @@ pub async fn until_ended(link: &Link, mut job: JobDoc, quiet: bool) -> Result<Jo
     loop {
         display.show(&job);
         if has_ended(&job) {
-            return Ok(job);
+            return Ok(Ok(job));
         }
         tokio::time::sleep(EVERY).await;
         // One unanswered question is no news about the job.
         match link.ask(&Command::Status(job.id.clone())).await {
             Ok(Answer::Document(document)) => job = serde_json::from_value(document)?,
-            Ok(Answer::Refused(error)) => bail!("{}: {}", error.code, error.message),
+            Ok(Answer::Refused(error)) => return Ok(Err(error)),
             Err(error) => display.say(&format!("starling: {error:#}; asking again")),
         }
     }

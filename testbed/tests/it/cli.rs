@@ -39,19 +39,8 @@ fn a_wrong_call_is_2_and_a_world_that_is_not_there_is_3() {
         (3, &["jobs"]),
         (3, &["--state", "/no/such/dir", "jobs"]),
         (3, &["--config", "/no/such/file", "jobs"]),
-        (
-            3,
-            &[
-                "--jid",
-                "me@a.test",
-                "--password-file",
-                "/dev/null",
-                "--server",
-                "127.0.0.1:1",
-                "submit",
-                "/no/such/job",
-            ],
-        ),
+        (2, &["submit", "/no/such/job"]),
+        (2, &["--state", "/no/such/dir", "--jid", "me@a.test", "jobs"]),
     ] {
         let (said, out, complaint) = starling(arguments, &[]);
         assert_eq!(said, code, "{arguments:?}: {out}{complaint}");
