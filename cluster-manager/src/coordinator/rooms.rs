@@ -11,10 +11,11 @@ use federation::cluster::{Host, Manager, Status};
 use federation::domain::Input;
 use federation::event::Mark;
 use federation::id::DomainId;
-use federation::message::{Ad, Envelope};
+use federation::message::{self, Ad, Envelope};
 use federation::xmpp::{AgentEvent, BareJid, Condition, FullJid, Jid, MessageKind, Responder, payload};
 use tracing::{debug, info, warn};
 use xmpp_parsers::minidom::Element;
+use xmpp_parsers::minidom::rxml::{Namespace, xml_ncname};
 
 use super::{Coordinator, Peer, now};
 use crate::config::Config;
@@ -56,6 +57,14 @@ impl Rooms {
 
 fn is_affiliated(affiliation: &str) -> bool {
     matches!(affiliation, "owner" | "admin" | "member")
+}
+
+/// A message. One whose envelope alone is understood becomes one that is no request, and so gets the answer of those.
+fn read(payload: Element) -> Result<Envelope, impl std::fmt::Display> {
+    let mut verbless = Element::bare("not-understood", message::NS);
+    verbless.attrs_mut().clone_from(payload.attrs());
+    verbless.attrs_mut().insert(Namespace::NONE, xml_ncname!("reason").into(), "unknown verb".to_owned());
+    Envelope::try_from(payload).or_else(|error| Envelope::try_from(verbless).map_err(|_| error))
 }
 
 impl Coordinator {
@@ -259,7 +268,7 @@ impl Coordinator {
             reply.error(Condition::ResourceConstraint, "too many requests; come back later");
             return Ok(());
         }
-        match Envelope::try_from(payload) {
+        match read(payload) {
             Ok(envelope) => {
                 self.open.insert((domain.clone(), envelope.id.clone()), reply);
                 self.step(Input::Request(domain, envelope))?;
@@ -316,5 +325,27 @@ impl Coordinator {
             self.report("answer in the Shell room", &error);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use federation::message::Body;
+
+    use super::*;
+
+    #[test]
+    fn a_message_with_an_unknown_verb_keeps_its_envelope_and_one_without_an_envelope_is_nothing() {
+        let said = |id: &str| {
+            let xml = format!(
+                "<fly xmlns='{}' {id} job='j-1' home='a' epoch='1' seq='2' sent-at='3' expires-at='4' via='a b' high='1'><wing/></fly>",
+                message::NS
+            );
+            read(xml.parse().unwrap())
+        };
+        let Ok(envelope) = said("id='b-1'") else { panic!("not read") };
+        assert_eq!((&envelope.id.0[..], envelope.seq, envelope.path.len()), ("b-1", 2, 2));
+        assert!(matches!(envelope.body, Body::NotUnderstood(_)));
+        assert!(said("").is_err());
     }
 }

@@ -1,6 +1,5 @@
 //! Domains that are away for a while, or come back from a crash.
 
-use federation::domain::Input;
 use federation::event::{End, Event, Mark};
 
 use super::{HOUR, ends_well, journaled, mark_of, world};
