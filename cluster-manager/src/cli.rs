@@ -19,7 +19,7 @@ use crate::load::{self, LoadArgs};
 use crate::plan::{self, PlanArgs};
 use crate::shell::{self, Command as Question};
 use crate::swarm;
-use crate::view::{DomainDoc, ErrorDoc, JobDoc, JobsDoc};
+use crate::view::{DomainDoc, ErrorDoc, JobDoc};
 use access::AccessArgs;
 use link::{Answer, Link};
 
@@ -148,11 +148,8 @@ async fn answer(cli: &Cli, link: &Link, question: &Question) -> Result<ExitCode>
             print(cli.json, &domains, || shell::describe_domains(&domains))
         }
         Command::Jobs => {
-            let listed: JobsDoc = serde_json::from_value(answer)?;
-            if cli.json && listed.left_off > 0 {
-                eprintln!("starling: {}", shell::describe_left_off(listed.left_off));
-            }
-            print(cli.json, &listed.jobs, || shell::describe_jobs(&listed))
+            let jobs: Vec<JobDoc> = serde_json::from_value(answer)?;
+            print(cli.json, &jobs, || shell::describe_jobs(&jobs))
         }
         Command::Submit { watch: false, .. } | Command::Status { .. } | Command::Cancel { .. } => {
             let job: JobDoc = serde_json::from_value(answer)?;

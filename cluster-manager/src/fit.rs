@@ -6,7 +6,7 @@ use federation::xmpp::STANZA_BYTES_MAX;
 use serde::Serialize;
 
 use crate::timeline;
-use crate::view::{JobDoc, JobsDoc, plain};
+use crate::view::{JobDoc, plain};
 
 /// For what one stanza tells. The rest is more than names and addresses take.
 pub const STANZA_TEXT_MAX: usize = STANZA_BYTES_MAX - 10_000;
@@ -38,11 +38,15 @@ pub fn fit(job: &mut JobDoc, bytes_max: usize) {
     }
 }
 
-/// The newest, as rows, as many as so many bytes of a stanza hold.
-pub fn fit_list(mut jobs: Vec<JobDoc>, bytes_max: usize) -> JobsDoc {
+/// As many as so many bytes of a stanza hold, the newest first: whole, or else without what a list can do without. And how many older ones
+/// are left off.
+pub fn fit_list(mut jobs: Vec<JobDoc>, bytes_max: usize) -> (Vec<JobDoc>, usize) {
     jobs.sort_by(|a, b| (b.submitted_at, &b.id).cmp(&(a.submitted_at, &a.id)));
+    if json_bytes(&jobs) <= bytes_max {
+        return (jobs, 0);
+    }
     let all = jobs.len();
-    let mut bytes = json_bytes(&JobsDoc { jobs: Vec::new(), left_off: all });
+    let mut bytes = "[]".len();
     let jobs: Vec<_> = jobs
         .into_iter()
         .map(row)
@@ -51,7 +55,8 @@ pub fn fit_list(mut jobs: Vec<JobDoc>, bytes_max: usize) -> JobsDoc {
             bytes <= bytes_max
         })
         .collect();
-    JobsDoc { left_off: all - jobs.len(), jobs }
+    let left_off = all - jobs.len();
+    (jobs, left_off)
 }
 
 /// A job in a list.
@@ -135,13 +140,14 @@ mod tests {
     }
 
     #[test]
-    fn a_list_shows_the_newest_jobs_and_says_how_many_it_leaves_off() {
-        let few = fit_list(vec![job(1, 100, 3), job(2, 100, 3)], STANZA_TEXT_MAX);
-        assert_eq!(few.jobs.iter().map(|job| job.id.as_str()).collect::<Vec<_>>(), ["j-2", "j-1"]);
-        assert_eq!((few.left_off, &few.jobs[0].results), (0, &job(1, 0, 3).results));
-        let many = fit_list((0..500).map(|n| job(n, 5, 3)).collect(), STANZA_TEXT_MAX);
+    fn a_list_shows_the_newest_jobs_first_whole_while_there_is_room_and_says_how_many_it_leaves_off() {
+        let two = [job(2, 10, 3), job(1, 10, 3)];
+        let reversed = vec![two[1].clone(), two[0].clone()];
+        assert_eq!(fit_list(reversed, STANZA_TEXT_MAX), (two.to_vec(), 0));
+        let (many, left_off) = fit_list((0..500).map(|n| job(n, 5, 3)).collect(), STANZA_TEXT_MAX);
         assert!(written(&many) < STANZA_BYTES_MAX);
-        assert!(many.jobs.len() > 100 && many.jobs.len() + many.left_off == 500, "{}", many.jobs.len());
-        assert_eq!((&many.jobs[0].id[..], many.jobs[0].timeline.len()), ("j-499", 0));
+        assert!(many.len() > 100 && many.len() + left_off == 500, "{}", many.len());
+        assert_eq!((&many[0].id[..], many[0].timeline.len()), ("j-499", 0));
+        assert_eq!(many[0].results, job(499, 0, 3).results);
     }
 }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use federation::job::find_job;
 use xmpp_parsers::minidom::Element;
 
-use crate::view::{DomainDoc, ErrorDoc, JobDoc, JobsDoc};
+use crate::view::{DomainDoc, ErrorDoc, JobDoc};
 
 /// Namespace of programs' questions: `<query xmlns='urn:starling:shell:1' verb='status' job='…'/>`. The verb `submit` holds
 /// the job's document as text, comments and all, so that errors name its own lines.
@@ -137,16 +137,15 @@ pub fn describe_award(domain: &str, parts: u32) -> String {
     format!("awarded {parts} part{} to {domain}", if parts == 1 { "" } else { "s" })
 }
 
-pub fn describe_jobs(JobsDoc { jobs, left_off }: &JobsDoc) -> String {
+pub fn describe_jobs(jobs: &[JobDoc]) -> String {
     if jobs.is_empty() {
         return "no jobs yet".to_owned();
     }
     let line = |job: &JobDoc| format!("{}  {}  {} → {}", job.id, job.state, job.source, job.target);
-    let more = (*left_off > 0).then(|| describe_left_off(*left_off));
-    jobs.iter().map(line).chain(more).collect::<Vec<_>>().join("\n")
+    jobs.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
-pub fn describe_left_off(jobs: usize) -> String {
+pub fn describe_left_off(jobs: &str) -> String {
     format!("{jobs} older jobs are left off; the console and its API list all")
 }
 

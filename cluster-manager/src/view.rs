@@ -30,14 +30,6 @@ pub struct JobDoc {
     pub error: Option<ErrorDoc>,
 }
 
-/// Jobs as they are listed over XMPP: the newest first, without parts, offers, timeline and usage.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct JobsDoc {
-    pub jobs: Vec<JobDoc>,
-    /// Older ones that a stanza has no room for.
-    pub left_off: usize,
-}
-
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct PartDoc {
     pub n: u32,

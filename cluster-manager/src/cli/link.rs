@@ -66,6 +66,9 @@ impl Link {
                 Err(failure) => bail!("ask the cluster manager: {failure}"),
             }
         };
+        if let Some(jobs) = payload.attr("left-off") {
+            eprintln!("starling: {}", crate::shell::describe_left_off(jobs));
+        }
         let value: serde_json::Value = serde_json::from_str(&payload.text()).context("understand the answer")?;
         match value.get("error").filter(|_| value.get("id").is_none()) {
             Some(error) => Ok(Answer::Refused(serde_json::from_value(error.clone())?)),

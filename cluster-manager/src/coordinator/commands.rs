@@ -5,7 +5,7 @@ use federation::domain::Input;
 use federation::id::JobId;
 use federation::job::Job;
 use federation::view::DomainView;
-use federation::xmpp::FullJid;
+use federation::xmpp::{Element, FullJid, payload};
 use serde::Serialize;
 use storage::object::ObjectPath;
 use storage::s3::{S3Config, Store};
@@ -30,11 +30,12 @@ enum Key {
 pub struct Answer {
     pub text: String,
     document: serde_json::Value,
+    left_off: usize,
 }
 
 impl Answer {
     fn new<T: Serialize>(document: &T, text: String) -> Self {
-        Self { text, document: serde_json::to_value(document).unwrap_or_default() }
+        Self { text, document: serde_json::to_value(document).unwrap_or_default(), left_off: 0 }
     }
 
     /// The words are of all that is known, the document of what a stanza holds.
@@ -45,11 +46,21 @@ impl Answer {
     }
 
     fn refused(error: &ErrorDoc) -> Self {
-        Self { text: shell::describe_error(error), document: serde_json::json!({ "error": error }) }
+        Self::new(&serde_json::json!({ "error": error }), shell::describe_error(error))
     }
 
-    pub fn json(&self) -> String {
-        self.document.to_string()
+    fn jobs(all: Vec<JobDoc>) -> Self {
+        let (jobs, left_off) = fit_list(all, STANZA_TEXT_MAX);
+        let mut text = shell::describe_jobs(&jobs);
+        if left_off > 0 {
+            text += &format!("\n{}", shell::describe_left_off(&left_off.to_string()));
+        }
+        Self { left_off, ..Self::new(&jobs, text) }
+    }
+
+    /// A JSON container, which says how many jobs a list leaves off.
+    pub fn payload(&self) -> Element {
+        payload::json_list(&self.document.to_string(), self.left_off)
     }
 }
 
@@ -62,10 +73,7 @@ impl Coordinator {
         info!(%from, command = command.name(), in_room, "asked");
         Ok(match command {
             Command::Help => Answer::new(&shell::HELP, shell::HELP.to_owned()),
-            Command::Jobs => {
-                let jobs = fit_list(self.show().all_jobs(), STANZA_TEXT_MAX);
-                Answer::new(&jobs, shell::describe_jobs(&jobs))
-            }
+            Command::Jobs => Answer::jobs(self.show().all_jobs()),
             Command::Domains => {
                 let shown = self.show();
                 Answer::new(&shown.domains, shell::describe_domains(&shown.domains))

@@ -12,7 +12,7 @@ use federation::domain::Input;
 use federation::event::Mark;
 use federation::id::DomainId;
 use federation::message::{self, Ad, Envelope};
-use federation::xmpp::{AgentEvent, BareJid, Condition, FullJid, Jid, MessageKind, Responder, payload};
+use federation::xmpp::{AgentEvent, BareJid, Condition, FullJid, Jid, MessageKind, Responder};
 use tracing::{debug, info, warn};
 use xmpp_parsers::minidom::Element;
 use xmpp_parsers::minidom::rxml::{Namespace, xml_ncname};
@@ -242,7 +242,7 @@ impl Coordinator {
             _ if !may_ask => reply.error(Condition::Forbidden, "only this domain's clients are answered"),
             Some(command) => {
                 let answer = self.command(&jid, command, false).await?;
-                reply.result(Some(payload::json_element(&answer.json())));
+                reply.result(Some(answer.payload()));
             }
             None => {
                 reply.error(Condition::FeatureNotImplemented, "say <query xmlns='urn:starling:shell:1' verb='help'/>")
@@ -317,7 +317,7 @@ impl Coordinator {
         let answer = self.command(&jid, command, true).await?;
         let room = self.rooms.shell.clone();
         let said = if is_program {
-            self.agent.groupchat(&room, payload::json_element(&answer.json())).await
+            self.agent.groupchat(&room, answer.payload()).await
         } else {
             self.agent.say(&room, &answer.text).await
         };

@@ -2,6 +2,7 @@
 
 use xmpp_parsers::data_forms::DataForm;
 use xmpp_parsers::minidom::Element;
+use xmpp_parsers::minidom::rxml::xml_ncname;
 use xmpp_parsers::ns;
 use xso::{AsXml, FromXml};
 
@@ -36,5 +37,11 @@ pub fn json_text(payloads: &[Element]) -> Option<String> {
 
 /// A JSON container with this text in it.
 pub fn json_element(text: &str) -> Element {
-    Element::builder("json", ns::JSON_CONTAINERS).append(text).build()
+    json_list(text, 0)
+}
+
+/// The same of a list from which so many were left off.
+pub fn json_list(text: &str, left_off: usize) -> Element {
+    let left_off = (left_off > 0).then(|| left_off.to_string());
+    Element::builder("json", ns::JSON_CONTAINERS).attr(xml_ncname!("left-off").into(), left_off).append(text).build()
 }
