@@ -145,7 +145,7 @@ pub fn describe_jobs(jobs: &[JobDoc]) -> String {
     jobs.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
-pub fn describe_left_off(jobs: &str) -> String {
+pub fn describe_left_off(jobs: impl std::fmt::Display) -> String {
     format!("{jobs} older jobs are left off; the console and its API list all")
 }
 

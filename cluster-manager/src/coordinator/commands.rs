@@ -53,7 +53,7 @@ impl Answer {
         let (jobs, left_off) = fit_list(all, STANZA_TEXT_MAX);
         let mut text = shell::describe_jobs(&jobs);
         if left_off > 0 {
-            text += &format!("\n{}", shell::describe_left_off(&left_off.to_string()));
+            text += &format!("\n{}", shell::describe_left_off(left_off));
         }
         Self { left_off, ..Self::new(&jobs, text) }
     }

@@ -4,13 +4,13 @@
 //! one record per chunk, each with eight bytes of its own digest. Another dataset, or another version of it, begins anew.
 //! It knows nothing of where the bytes come from; 0.05 % of their size is what it keeps, in memory and on disk.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
 use super::layout::Layout;
 use super::metainfo::{self, GroupHash, Maker, Metainfo};
-use super::store::Error;
+use super::store::{self, Error};
 
 const CHECK: usize = 8;
 
@@ -43,10 +43,7 @@ impl Pass {
         let options = options.read(true).write(true).create(true).truncate(false);
         let path = dir.join("hashes");
         let mut log = options.open(&path).map_err(fail("opening the hashes in"))?;
-        log.try_lock().map_err(|e| match e {
-            TryLockError::WouldBlock => fail("another process is using")(io::ErrorKind::ResourceBusy.into()),
-            TryLockError::Error(source) => fail("locking")(source),
-        })?;
+        store::lock(&log, dir)?;
         let mut maker = Maker::new(layout);
         let good = read_back(&log, identity, &mut maker, layout).map_err(fail("reading the hashes in"))?;
         if good == 0 {

@@ -218,13 +218,16 @@ impl Store {
         part: Option<(&str, &Part)>,
         hashes: impl Fn(u32) -> Option<Vec<GroupHash>>,
     ) -> Result<bool, Error> {
-        let (path, own) = match part {
-            Some((label, part)) => (dir.join(format!("{}.{label}", meta.name)), part.own.clone()),
-            None => (dir.join(&meta.name), std::iter::once(0..meta.layout.total()).collect()),
-        };
-        let lengths = match part {
-            Some(_) => vec![(path.clone(), sum(&own))],
-            None => meta.files.iter().map(|file| (file.under(&path), file.len)).collect(),
+        let (path, own, lengths) = match part {
+            Some((label, part)) => {
+                let path = dir.join(format!("{}.{label}", meta.name));
+                (path.clone(), part.own.clone(), vec![(path, sum(&part.own))])
+            }
+            None => {
+                let path = dir.join(&meta.name);
+                let lengths = meta.files.iter().map(|file| (file.under(&path), file.len)).collect();
+                (path, std::iter::once(0..meta.layout.total()).collect(), lengths)
+            }
         };
         if !lengths.iter().all(is_there) {
             return Ok(false);
@@ -339,25 +342,28 @@ fn is_there((path, len): &(PathBuf, u64)) -> bool {
 fn locked(staging: &Path) -> Result<File, Error> {
     let fail = |what| move |source| Error { what, path: staging.to_owned(), source };
     fs::create_dir_all(staging).map_err(fail("creating"))?;
-    let lock = File::create(staging.join("lock")).map_err(fail("creating the lock in"))?;
-    lock.try_lock().map_err(|e| match e {
-        TryLockError::WouldBlock => fail("another process fills")(io::ErrorKind::ResourceBusy.into()),
+    let file = File::create(staging.join("lock")).map_err(fail("creating the lock in"))?;
+    lock(&file, staging)?;
+    Ok(file)
+}
+
+/// Takes the lock of a directory: who holds it is alone in there until the file is closed.
+pub(super) fn lock(file: &File, dir: &Path) -> Result<(), Error> {
+    let fail = |what| move |source| Error { what, path: dir.to_owned(), source };
+    file.try_lock().map_err(|e| match e {
+        TryLockError::WouldBlock => fail("another process is using")(io::ErrorKind::ResourceBusy.into()),
         TryLockError::Error(source) => fail("locking")(source),
-    })?;
-    Ok(lock)
+    })
 }
 
 /// Clears all but the lock: first what tells of the data.
 fn wipe(staging: &Path) -> Result<(), Error> {
-    let gone = |path: PathBuf, done: io::Result<()>| match done {
+    let clear = |path: PathBuf, remove: fn(&Path) -> io::Result<()>| match remove(&path) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => Err(Error { what: "clearing", path, source }),
         _ => Ok(()),
     };
-    let (have, data) = (staging.join("have"), staging.join("data"));
-    let removed = fs::remove_file(&have);
-    gone(have, removed)?;
-    let removed = fs::remove_dir_all(&data);
-    gone(data, removed)
+    clear(staging.join("have"), |path| fs::remove_file(path))?;
+    clear(staging.join("data"), |path| fs::remove_dir_all(path))
 }
 
 #[cfg(test)]

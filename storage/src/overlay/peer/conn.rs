@@ -232,15 +232,11 @@ async fn give(
     let len = (bytes.end - bytes.start) as usize;
     shared.up.take(len).await;
     let mut sending = std::pin::pin!(send_from_disk(write.as_ref(), out, shared, bytes));
-    match tokio::time::timeout(SLOT, &mut sending).await {
-        Ok(sent) => {
-            sent?;
-            drop(permit);
-        }
-        Err(_) => {
-            drop(permit);
-            tokio::time::timeout(UNREAD, sending).await??;
-        }
+    let sent = tokio::time::timeout(SLOT, &mut sending).await;
+    drop(permit);
+    match sent {
+        Ok(sent) => sent?,
+        Err(_) => tokio::time::timeout(UNREAD, sending).await??,
     }
     shared.state().given(len);
     if let (Some(book), Some(piece)) = (&shared.book, ends) {
