@@ -178,6 +178,7 @@ async fn a_stranger_in_the_shell_room_is_not_obeyed(stage: &Stage, person: &mut 
     })
     .await;
     let answer = person.say("help").await;
+    assert!(answer.contains("status ID"), "{answer}");
     let active = person.room.with_resource_str("active").unwrap();
     let first = wait(&mut events, |event| match event {
         AgentEvent::Message { from, body, .. } if from == active.clone() => Some(body),
