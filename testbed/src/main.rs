@@ -30,7 +30,7 @@ enum Command {
     S3(S3Args),
     /// Measure what docs/benchmarks.md tells of.
     Bench(BenchArgs),
-    /// Make a film with numbered frames, or check one.
+    /// Make a film with numbered frames, put one into a world's store, or check one.
     #[command(subcommand)]
     Film(FilmCommand),
     /// Simulate a load of many machines under the overlay's real policy.
@@ -124,6 +124,7 @@ struct MakeArgs {
 #[derive(Args)]
 #[command(after_help = "Example: testbed film put target/in.mp4 --state target/world")]
 struct PutArgs {
+    /// The film.
     file: PathBuf,
     /// The object's key, if it is not the file's name.
     #[arg(long)]
