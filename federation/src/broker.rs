@@ -47,6 +47,8 @@ pub(crate) struct Broker {
     moved: BTreeMap<DomainId, Millis>,
     /// Calls in a row that a domain has not answered, or with an error.
     unanswered: BTreeMap<DomainId, u32>,
+    /// Awards in a row that a domain has not accepted.
+    unaccepted: BTreeMap<DomainId, u32>,
     /// Results of attempts that were given up, while they are looked at.
     late: BTreeMap<(JobId, u32, u32), Late>,
 }

@@ -71,25 +71,39 @@ impl Broker {
     }
 
     pub(super) fn award_answered(&mut self, cx: &mut Cx, id: &LeaseId, answer: Result<Body, Lost>) {
-        if cx.book.leases.get(id).is_none_or(|l| l.stage != Stage::Awarded) {
+        let Some(lease) = cx.book.leases.get(id).filter(|l| l.stage == Stage::Awarded) else {
             return; // withdrawn meanwhile; the bid was rejected then
-        }
+        };
+        let domain = lease.domain.clone();
         let agreed = self.terms_of(cx, id).map(|a| contract(&a));
         match answer {
             Ok(Body::Accept(accept)) if accept.lease == *id && Some(&accept.contract) == agreed.as_ref() => {
+                self.unaccepted.remove(&domain);
                 cx.record(Event::Committed { at: cx.now, lease: id.clone() });
                 self.watch.insert(id.clone(), Watch { resync: false, ..Watch::new(cx.now, cx.now) });
                 self.ask_lease(cx, id);
             }
-            Ok(Body::Decline(decline)) => self.withdraw(cx, id, &decline.reason),
-            Ok(_) => self.withdraw(cx, id, "answer not understood"),
+            Ok(Body::Decline(decline)) => self.not_accepted(cx, id, &decline.reason),
+            Ok(_) => self.not_accepted(cx, id, "answer not understood"),
             Err(Lost::Timeout | Lost::Reset) => {
                 if let Some(watch) = self.watch.get_mut(id) {
                     (watch.asked, watch.next) = (false, cx.now); // said again until `accept_by`
                 }
             }
-            Err(lost) => self.withdraw(cx, id, &format!("no answer: {lost:?}")),
+            Err(lost) => self.not_accepted(cx, id, &format!("no answer: {lost:?}")),
         }
+    }
+
+    /// Who bids and does not take what it wins is not called for ever.
+    fn not_accepted(&mut self, cx: &mut Cx, id: &LeaseId, reason: &str) {
+        let Some(domain) = cx.book.leases.get(id).map(|l| l.domain.clone()) else { return };
+        let count = self.unaccepted.entry(domain.clone()).or_default();
+        *count += 1;
+        if *count >= ROW_MAX {
+            self.unaccepted.remove(&domain);
+            self.mark(cx, &domain, Mark::Suspect);
+        }
+        self.withdraw(cx, id, reason);
     }
 
     /// The award is void; the parts go to others, all at once.
@@ -364,7 +378,7 @@ impl Broker {
             let Some(watch) = self.watch.get(&id) else { continue };
             let (stage, ask) = (lease.stage, !watch.asked && watch.next <= cx.now);
             match stage {
-                Stage::Awarded if watch.accept_by <= cx.now => self.withdraw(cx, &id, "not accepted in time"),
+                Stage::Awarded if watch.accept_by <= cx.now => self.not_accepted(cx, &id, "not accepted in time"),
                 Stage::Awarded if ask => self.send_award(cx, &id),
                 Stage::Committed | Stage::Confirmed if watch.lost_at(lease, cx.config) <= cx.now => {
                     self.judge_lost(cx, &id);

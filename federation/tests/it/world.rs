@@ -11,7 +11,7 @@ use federation::cluster::{Failure, Status};
 use federation::domain::{Domain, DomainConfig, Input, Lost, Output};
 use federation::event::Event;
 use federation::id::{DomainId, JobId, LeaseId, Millis};
-use federation::message::{self, Ad, Body, PartCall, Usage};
+use federation::message::{self, Ad, Body, Decline, PartCall, Usage};
 use federation::timers::Timers;
 
 use crate::observer::Observer;
@@ -65,6 +65,8 @@ pub enum Habit {
     Unavailable,
     /// Says of every part that its source is bad.
     Accuser,
+    /// Bids for everything and takes nothing.
+    Fickle,
 }
 
 pub struct Node {
@@ -384,7 +386,10 @@ impl World {
                     self.transmit(who, &to, Input::Request(who.clone(), envelope));
                 }
             }
-            Output::Reply { to, re, envelope } => {
+            Output::Reply { to, re, mut envelope } => {
+                if self.node(&who.0).habit == Habit::Fickle && matches!(envelope.body, Body::Accept(_)) {
+                    envelope.body = Body::Decline(Decline { reason: "changed its mind".into() });
+                }
                 let passes = (self.filter)(who, &to, &envelope.body, true);
                 let answer = Input::Answer { id: re, from: who.clone(), result: Ok(envelope) };
                 if passes {
@@ -426,7 +431,7 @@ impl World {
             Habit::Accuser => bad_source(),
             _ if fails => failed("internal", "encoder-failed"),
             Habit::WrongHash => status("done", vec![output(&key, "wrong")]),
-            Habit::Honest | Habit::Unavailable => done(&key, wait),
+            Habit::Honest | Habit::Unavailable | Habit::Fickle => done(&key, wait),
         };
         node.outcome.insert(key.clone(), outcome);
         let half = Status { bytes: 500, percent: 50.0, ..status("running", Vec::new()) };

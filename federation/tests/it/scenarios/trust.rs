@@ -33,6 +33,19 @@ fn a_domain_that_answers_three_calls_with_errors_is_suspect() {
 }
 
 #[test]
+fn a_domain_that_bids_and_declines_three_awards_is_suspect() {
+    let mut world = World::new(1, 2);
+    world.node("b").habit = Habit::Fickle;
+    world.set_slots("a", 0);
+    world.submit("a", "film", 2);
+    world.run_for(20_000);
+    assert_eq!(journaled(&world, "a", |e| matches!(e, Event::Awarded { .. })), 3);
+    assert_eq!(mark_of(&world, "a", "b"), Some(Mark::Suspect));
+    world.set_slots("a", 2);
+    ends_well(&mut world);
+}
+
+#[test]
 fn a_wrong_hash_marks_the_domain_and_the_part_is_done_elsewhere() {
     let mut world = world();
     world.node("b").habit = Habit::WrongHash;
