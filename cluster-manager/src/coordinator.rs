@@ -472,6 +472,7 @@ impl Coordinator {
         self.archive_ended()?;
         self.settle();
         self.drop_shares();
+        self.answer_broken_off().await?;
         for task in self.hosts.silent(now()) {
             self.task_lost(task, "host-silent", "its host manager fell silent")?;
         }

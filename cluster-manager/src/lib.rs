@@ -12,6 +12,7 @@ pub mod fit;
 pub mod hosts;
 pub mod journal;
 pub mod load;
+pub mod paste;
 pub mod plan;
 pub mod record;
 pub mod rest;

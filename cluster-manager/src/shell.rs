@@ -40,7 +40,7 @@ impl Command {
 }
 
 pub const HELP: &str = "I split one big job over the domains of this federation. Say:\n\
-    <job xmlns=\"urn:starling:job:1\" kind=\"transcode\">…</job>   start a job (paste the whole XML as one message)\n\
+    <job xmlns=\"urn:starling:job:1\" kind=\"transcode\">…</job>   start a job (paste the whole XML)\n\
     jobs           list the jobs\n\
     status ID      how a job stands\n\
     cancel ID      stop a job of yours\n\

@@ -20,7 +20,8 @@ use xmpp_parsers::minidom::rxml::{Namespace, xml_ncname};
 use super::{Coordinator, Peer, now};
 use crate::config::Config;
 use crate::hosts::TaskId;
-use crate::shell;
+use crate::paste::Pastes;
+use crate::shell::{self, Command};
 
 /// The nickname that only one account can hold: the lock of the active cluster manager.
 const ACTIVE: &str = "active";
@@ -32,6 +33,8 @@ pub struct Rooms {
     joined: BTreeSet<BareJid>,
     /// Who is behind a nickname of the Shell room, and whether they may ask.
     clients: BTreeMap<String, (FullJid, bool)>,
+    /// Jobs that clients are saying line by line.
+    pastes: Pastes,
 }
 
 impl Rooms {
@@ -43,6 +46,7 @@ impl Rooms {
             federation: room(&config.rooms.federation)?,
             joined: BTreeSet::new(),
             clients: BTreeMap::new(),
+            pastes: Pastes::default(),
         })
     }
 
@@ -307,14 +311,33 @@ impl Coordinator {
         if nick == ACTIVE {
             return Ok(());
         }
+        let client = self.rooms.clients.get(nick).cloned();
         let by_payload = payloads.iter().find_map(shell::from_payload);
         let is_program = by_payload.is_some();
-        let Some(command) = by_payload.or_else(|| body.and_then(shell::from_text)) else { return Ok(()) };
-        let Some((jid, true)) = self.rooms.clients.get(nick).cloned() else {
+        let text = match (body.filter(|_| !is_program), &client) {
+            (Some(body), Some((jid, true))) => self.rooms.pastes.heard(now(), jid, body),
+            (body, _) => body.map(str::to_owned), // nothing of a stranger is kept
+        };
+        let Some(command) = by_payload.or_else(|| shell::from_text(&text?)) else { return Ok(()) };
+        let Some((jid, true)) = client else {
             warn!(%from, "a stranger in the Shell room is not obeyed");
             return Ok(());
         };
-        let answer = self.command(&jid, command, true).await?;
+        self.answer_in_room(&jid, command, is_program).await
+    }
+
+    /// Says what is wrong with jobs whose lines have stopped coming.
+    pub(super) async fn answer_broken_off(&mut self) -> Result<()> {
+        for (jid, text) in self.rooms.pastes.broken_off(now()) {
+            if let Some(command) = shell::from_text(&text) {
+                self.answer_in_room(&jid, command, false).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn answer_in_room(&mut self, jid: &FullJid, command: Command, is_program: bool) -> Result<()> {
+        let answer = self.command(jid, command, true).await?;
         let room = self.rooms.shell.clone();
         let said = if is_program {
             self.agent.groupchat(&room, answer.payload()).await
