@@ -19,7 +19,8 @@ demo: build ## three domains, one film, a player page; Ctrl-C ends everything
 	@target/debug/testbed demo --state $(DEMO_DIR)
 
 test: build ## all tests, on real parts
-	@$(CARGO) test --locked --workspace --lib --bins --tests
+	@.ci/versitygw
+	@PATH="$(CURDIR)/target/versitygw/bin:$$PATH" $(CARGO) test --locked --workspace --lib --bins --tests
 
 lint: setup ## formatting, clippy, documentation, what may depend on what
 	@.ci/lint

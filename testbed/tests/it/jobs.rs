@@ -12,6 +12,7 @@ use testbed::s3::{S3Server, S3ServerConfig};
 use tokio::process::{Child, Command};
 
 use super::person::{Person, json, log_in, query, server, submission, understood, wait};
+use super::s3::place::Place;
 use super::stage::{Order, PATIENCE, Stage, answer, holds, processes};
 
 fn job(target: &str) -> String {
@@ -169,6 +170,23 @@ async fn jobs_are_done_for_clients_of_others(stage: &Stage) {
     owner.close().await;
     let (_, jobs) = stage.ask(&["jobs"]).await;
     assert_eq!(jobs.as_array().unwrap().iter().filter(|j| j["state"] == "done").count(), 4, "{jobs:#}");
+}
+
+#[tokio::test]
+async fn a_whole_job_is_right_on_versitygw() {
+    let Some(place) = Place::versitygw().await else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let secret = dir.path().join("secret");
+    std::fs::write(&secret, place.config.secret_key.as_ref().unwrap().expose()).unwrap();
+    let stage = Stage::start(|options| {
+        options.domains.truncate(2);
+        options.store.s3_endpoint.clone_from(&place.config.endpoint);
+        options.store.s3_access_key.clone_from(&place.config.access_key);
+        options.store.s3_secret_key_file = Some(secret.clone());
+    })
+    .await;
+    stage.is_right(&stage.ended(&Order::new("film.mp4", "out")).await).await;
+    stage.end().await;
 }
 
 #[tokio::test]
