@@ -15,12 +15,12 @@ use serde::Serialize;
 use serde_json::json;
 use storage::overlay::bound::{Bound, Node as BoundNode, lower_bound};
 use storage::overlay::client::{Controller, Joined, Member, Unfinished};
-use storage::overlay::metainfo::Metainfo;
 use storage::overlay::peer::{Config, Peer, Place, Progress};
 use storage::overlay::store::{self, Store};
 
 use crate::swarm::source::{Source, StoreArgs};
 use crate::swarm::{self, Failure, Rate, ServeArgs, Served, Share, parse_duration, parse_overlap, parse_rate};
+use crate::view::NodeDoc;
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -78,6 +78,7 @@ pub struct Report {
     pub hashing_seconds: f64,
     pub seconds: f64,
     pub node_seconds: Vec<f64>,
+    pub node_ends: Vec<NodeDoc>,
     /// Copies of each byte that left the origin while loading, and the store in all.
     pub origin_copies: f64,
     pub store_copies: f64,
@@ -128,7 +129,7 @@ pub async fn load(args: &LoadArgs, json: bool) -> Result<Report, Failure> {
         end(nodes).await;
         return Err(failure);
     }
-    let bound = bound(args, &served.meta, &nodes);
+    let bound = bound(args, &nodes);
     let report = life.report(&nodes, &served, hashing_seconds, &bound);
     end(nodes).await;
     Ok(report)
@@ -141,13 +142,9 @@ async fn end(nodes: Vec<Node>) {
 }
 
 /// The least time that this load could have taken.
-fn bound(args: &LoadArgs, meta: &Metainfo, nodes: &[Node]) -> Bound {
+fn bound(args: &LoadArgs, nodes: &[Node]) -> Bound {
     let (up, down) = (args.rate.per_second(), args.rate.per_second());
-    let all = std::slice::from_ref(&(0..meta.layout.total())).to_vec();
-    let nodes = nodes.iter().map(|node| {
-        let demand = if node.demand.is_empty() { all.clone() } else { node.demand.clone() };
-        BoundNode { demand, up, down, rack: 0 }
-    });
+    let nodes = nodes.iter().map(|node| BoundNode { demand: node.demand.clone(), up, down, rack: 0 });
     lower_bound(&Vec::from_iter(nodes), args.origin_rate.per_second(), &[])
 }
 
@@ -165,7 +162,7 @@ impl Node {
         let dir = args.dir.join(number.to_string());
         let id = uuid::Uuid::new_v4().as_u64_pair().0;
         let mut member = Member { node: id, ..Member::default() };
-        let mut demand = Vec::new();
+        let mut demand = vec![0..served.meta.layout.total()];
         let mut part = None;
         if args.parts {
             let share = Share { number: number as usize + 1, of: args.to as usize };
@@ -206,6 +203,11 @@ impl Node {
         self.joined.as_ref().map(Joined::progress).unwrap_or_default()
     }
 
+    /// Bytes.
+    fn wanted(&self) -> u64 {
+        self.demand.iter().map(|r| r.end - r.start).sum()
+    }
+
     fn seconds(&self) -> Option<f64> {
         self.seconds.get().copied()
     }
@@ -223,12 +225,20 @@ impl Node {
         }
     }
 
-    fn state(&self, progress: &Progress) -> &'static str {
-        match (&self.joined, self.seconds()) {
+    fn document(&self, progress: &Progress) -> NodeDoc {
+        let state = match (&self.joined, self.seconds()) {
             (None, _) => "there before",
             (_, Some(_)) => "whole",
             _ if progress.groups_held == 0 => "waiting",
             _ => "loading",
+        };
+        NodeDoc {
+            address: None,
+            state,
+            bytes: if self.joined.is_some() { progress.bytes_held } else { self.wanted() },
+            from_peers: progress.from_peers,
+            from_origin: progress.from_origin,
+            sources: progress.connections,
         }
     }
 }
@@ -269,27 +279,23 @@ impl Life {
         if self.lambda2.last().is_none_or(|(_, last)| *last != status.lambda2) {
             self.lambda2.push((seconds, status.lambda2));
         }
-        let all: Vec<_> = nodes.iter().map(|node| (node, node.progress())).collect();
-        if self.json {
-            let each = all.iter().map(|(node, p)| {
-                json!({"state": node.state(p), "bytes": p.bytes_held, "from_peers": p.from_peers,
-                    "from_origin": p.from_origin, "sources": p.connections})
-            });
-            let each = Vec::from_iter(each);
-            println!("{}", json!({"event": "load", "seconds": seconds, "nodes": each, "status": status}));
-        }
-        let (groups, held) =
-            all.iter().fold((0, 0), |(all, held), (_, p)| (all + u64::from(p.groups), held + u64::from(p.groups_held)));
-        self.bar.set_length(groups);
-        self.bar.set_position(held);
-        let whole = nodes.iter().filter(|node| node.seconds().is_some()).count();
-        let copies = origin_bytes(nodes) as f64 / served.meta.layout.total() as f64;
+        let all: Vec<_> = nodes.iter().map(|node| node.document(&node.progress())).collect();
+        self.bar.set_length(nodes.iter().map(Node::wanted).sum());
+        self.bar.set_position(all.iter().map(|node| node.bytes).sum());
+        let from_origin: u64 = all.iter().map(|node| node.from_origin).sum();
+        let copies = from_origin as f64 / served.meta.layout.total() as f64;
+        let of = |state| all.iter().filter(|node| node.state == state).count();
         self.bar.set_message(format!(
-            "{whole} of {} nodes whole, {} relays, {copies:.2} copies from the origin, λ2 {:.2}",
-            nodes.len(),
+            "{} nodes wait, {} load, {} whole, {} relays, {copies:.2} copies from the origin, λ2 {:.2}",
+            of("waiting"),
+            of("loading"),
+            of("whole") + of("there before"),
             status.relays,
             status.lambda2
         ));
+        if self.json {
+            println!("{}", json!({"event": "load", "seconds": seconds, "nodes": all, "status": status}));
+        }
     }
 
     fn report(&self, nodes: &[Node], served: &Served, hashing_seconds: f64, bound: &Bound) -> Report {
@@ -309,6 +315,7 @@ impl Life {
             hashing_seconds,
             seconds,
             node_seconds,
+            node_ends: nodes.iter().zip(&all).map(|(node, p)| node.document(p)).collect(),
             origin_copies: copies(served.given() + status.from_store),
             store_copies: copies(served.from_store + status.from_store),
             wasted: all.iter().map(|p| p.wasted).sum(),
@@ -320,14 +327,22 @@ impl Life {
     }
 }
 
-fn origin_bytes(nodes: &[Node]) -> u64 {
-    nodes.iter().map(|node| node.progress().from_origin).sum()
-}
-
 fn words(report: &Report) -> String {
     use std::fmt::Write;
     let mut text = format!(
-        "{} nodes whole in {:.1} s ({:.1} s of hashing before): {} bytes taken in, {:.2} copies from the origin, {:.2} from the store\n",
+        "{:>4}  {:12}  {:>7}  {:>14}  {:>14}  {:>14}  {:>7}\n",
+        "node", "state", "seconds", "bytes held", "from peers", "from origin", "sources"
+    );
+    for (number, (node, seconds)) in report.node_ends.iter().zip(&report.node_seconds).enumerate() {
+        let NodeDoc { state, bytes, from_peers, from_origin, sources, .. } = node;
+        let _ = writeln!(
+            text,
+            "{number:>4}  {state:12}  {seconds:>7.1}  {bytes:>14}  {from_peers:>14}  {from_origin:>14}  {sources:>7}"
+        );
+    }
+    let _ = writeln!(
+        text,
+        "{} nodes whole in {:.1} s ({:.1} s of hashing before): {} bytes taken in, {:.2} copies from the origin, {:.2} from the store",
         report.nodes,
         report.seconds,
         report.hashing_seconds,
@@ -342,4 +357,23 @@ fn words(report: &Report) -> String {
         _ => writeln!(text, "no rate is limited, so there is no bound to compare with; give --rate or --origin-rate"),
     };
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_bar_counts_bytes_also_of_nodes_that_had_them_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let source = dir.path().join("set");
+        std::fs::write(&source, [7; 300_000]).unwrap();
+        let serve = ServeArgs::on_loopback(Source::Local(source));
+        let served = swarm::open(&serve, &Default::default()).await.unwrap();
+        let had = |demand: std::ops::Range<u64>| Node { joined: None, demand: vec![demand], seconds: 0.0.into() };
+        let nodes = [had(0..300_000), had(0..100_000)];
+        let mut life = Life { began: Instant::now(), lambda2: vec![], json: false, bar: ProgressBar::hidden() };
+        life.show(&nodes, &served);
+        assert_eq!((life.bar.position(), life.bar.length()), (400_000, Some(400_000)));
+    }
 }

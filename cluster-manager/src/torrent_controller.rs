@@ -29,7 +29,7 @@ use storage::overlay::policy::{Config, Millis, NodeId, Orders, Policy, Report, R
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
 
-use crate::view::plain;
+use crate::view::{NodeDoc, plain};
 
 pub use self::leases::{LEASE_MS_MIN, StoreOrigin, leases_per_node};
 
@@ -228,6 +228,30 @@ impl TorrentController {
             refusals: inner.refusals,
             failure: inner.failure.clone(),
         }
+    }
+
+    /// The members, for people to look at: what one held before it came is not known here.
+    pub fn nodes(&self) -> Vec<NodeDoc> {
+        let node = |member: &Member| {
+            let (from_peers, from_origin) = member.received;
+            let bytes = from_peers.saturating_add(from_origin);
+            let told = member.told.as_ref();
+            NodeDoc {
+                address: Some(member.address),
+                state: if member.complete {
+                    "whole"
+                } else if bytes == 0 {
+                    "waiting"
+                } else {
+                    "loading"
+                },
+                bytes,
+                from_peers,
+                from_origin,
+                sources: told.map_or(0, |orders| orders.neighbours.len() + usize::from(orders.origin)),
+            }
+        };
+        self.inner().members.values().map(node).collect()
     }
 
     /// Everything over HTTP; serve it with connect info.

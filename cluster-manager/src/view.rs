@@ -1,5 +1,7 @@
 //! The documents that REST, the Shell room and `starling --json` all show: one set of words for people and programs.
 
+use std::net::SocketAddr;
+
 use federation::job::JobError;
 
 use serde::{Deserialize, Serialize};
@@ -101,6 +103,23 @@ pub struct LoadDoc {
     /// The torrent controller's view, and bytes that the origin gave; only with the overlay.
     pub swarm: Option<Status>,
     pub given: u64,
+    /// The guests, by their own word.
+    pub nodes: Vec<NodeDoc>,
+}
+
+/// One node of a load.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct NodeDoc {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<SocketAddr>,
+    /// `waiting`, `loading`, `whole`, or `there before`.
+    pub state: &'static str,
+    /// Bytes held, and those of them that it took in from other nodes and from the origin.
+    pub bytes: u64,
+    pub from_peers: u64,
+    pub from_origin: u64,
+    /// Nodes and origin that it may ask.
+    pub sources: usize,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

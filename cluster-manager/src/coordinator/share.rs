@@ -185,6 +185,7 @@ impl Coordinator {
                 loaded: choice.to_string(),
                 swarm: swarm.as_ref().map(|swarm| swarm.served.controller.status()),
                 given: swarm.as_ref().map_or(0, |swarm| swarm.served.given()),
+                nodes: swarm.as_ref().map_or_else(Vec::new, |swarm| swarm.served.controller.nodes()),
             }),
         };
         self.shares.iter().filter_map(document).collect()

@@ -1,6 +1,6 @@
 "use strict";
-// The console: domains with what they advertise, jobs with one cell a part. Reads `/api/domains`, `/api/jobs` and
-// `/api/jobs/{id}`; text from there only ever becomes text, never markup.
+// The console: domains with what they advertise, jobs with one cell a part, loads with their nodes. Reads `/api/domains`, `/api/jobs`,
+// `/api/jobs/{id}` and `/api/loads`; text from there only ever becomes text, never markup.
 
 const PERIOD_MS = 1000;
 const COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a6d00", "#56b4e9", "#5d3a9b", "#777777"]; // after Okabe and Ito
@@ -32,12 +32,31 @@ const list = (answer, name) => (Array.isArray(answer) ? answer : answer?.[name] 
 function domainsTable(domains) {
   if (!domains.length) return make("p", { className: "quiet" }, "No domain has joined the Federation room yet.");
   const columns = [["name", "Domain"], ["health", "Health"], ["slots_free", "Free slots"], ["slots", "Slots"], ["price", "Price of a part"], ["version", "Version"], ["marks", "Held against it"]];
-  const cell = (domain, key) => (key === "name" && domain.home ? `${domain.name} (home)` : [domain[key]].flat().join(", "));
+  return table(columns, domains, (domain, key) => (key === "name" && domain.home ? `${domain.name} (home)` : [domain[key]].flat().join(", ")));
+}
+
+function table(columns, rows, cell) {
   return make(
     "table", {},
     make("thead", {}, make("tr", {}, ...columns.map(([, title]) => make("th", { scope: "col" }, title)))),
-    make("tbody", {}, ...domains.map((domain) => make("tr", {}, ...columns.map(([key]) => make("td", {}, cell(domain, key)))))),
+    make("tbody", {}, ...rows.map((row) => make("tr", {}, ...columns.map(([key]) => make("td", {}, cell(row, key)))))),
   );
+}
+
+function loadCard(load) {
+  const columns = [["address", "Node"], ["state", "State"], ["bytes", "Bytes held"], ["from_peers", "From peers"], ["from_origin", "From the origin"], ["sources", "Sources"]];
+  const swarm = load.swarm;
+  return make(
+    "article", {},
+    make("h3", {}, `${load.job} · ${load.loaded}`),
+    swarm ? make("div", { className: "quiet" }, `${swarm.complete} of ${load.nodes.length} nodes whole, ${load.given} bytes given by the origin, λ2 ${swarm.lambda2.toFixed(2)}`) : null,
+    load.nodes.length ? table(columns, load.nodes, (node, key) => String(node[key])) : null,
+  );
+}
+
+async function loads() {
+  const all = list(await ask("/api/loads"), "loads");
+  return all.length ? all.map(loadCard) : [make("p", { className: "quiet" }, "Nothing is being loaded.")];
 }
 
 function partCell(part) {
@@ -106,6 +125,7 @@ async function refresh() {
   const outcomes = await Promise.allSettled([
     show("domains", async () => domainsTable(list(await ask("/api/domains"), "domains"))),
     show("jobs", jobs),
+    show("loads", loads),
   ]);
   const problem = outcomes.find((outcome) => outcome.status === "rejected");
   document.getElementById("problem").textContent = problem ? `The cluster manager does not answer as it should: ${problem.reason.message}.` : "";

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use cluster_manager::swarm::source::Source;
 use cluster_manager::swarm::{self, Rate, ServeArgs, Served};
+use cluster_manager::view::NodeDoc;
 use storage::overlay::announce::PeerReport;
 use storage::overlay::client::{Controller, Member, Stopped};
 use storage::overlay::lease::LeaseAsk;
@@ -125,6 +126,42 @@ async fn every_byte_leaves_the_origin_once_and_all_nodes_end_with_it() {
         from_origin += progress.from_origin;
     }
     assert_eq!((from_origin, served.given()), (6_000_000, 6_000_000));
+    // Each says so with its next announce.
+    let told = || served.controller.nodes();
+    let sum = |of: fn(&NodeDoc) -> u64| told().iter().map(of).sum::<u64>();
+    let all = async {
+        while sum(|node| node.bytes) < 36_000_000 || told().iter().any(|node| node.state != "whole") {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    assert!(tokio::time::timeout(LIMIT, all).await.is_ok(), "{:?}", told());
+    assert_eq!((told().len(), sum(|node| node.from_origin)), (6, 6_000_000));
+    assert!(told().iter().all(|node| node.sources > 0 && node.address.is_some()), "{:?}", told());
+}
+
+#[test]
+fn a_load_tells_a_person_of_each_node_what_it_holds_and_from_where() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("set.bin"), bytes(1_000_000)).unwrap();
+    let load = || {
+        let mut starling = Command::new(env!("CARGO_BIN_EXE_starling"));
+        starling.args(["load", "set.bin", "--to", "2", "--dir", "nodes", "--cache", "cache"]).current_dir(&dir);
+        String::from_utf8(starling.output().unwrap().stdout).unwrap()
+    };
+    let rows = |said: String| -> Vec<Vec<String>> {
+        said.lines().skip(1).take(2).map(|line| line.split_whitespace().map(str::to_owned).collect()).collect()
+    };
+    let mut from_origin = 0;
+    for (number, row) in rows(load()).iter().enumerate() {
+        assert_eq!((&row[0], &row[1], &row[3]), (&number.to_string(), &"whole".into(), &"1000000".into()), "{row:?}");
+        let count = |column: usize| row[column].parse::<u64>().unwrap();
+        assert_eq!(count(4) + count(5), 1_000_000, "{row:?}");
+        from_origin += count(5);
+    }
+    assert_eq!(from_origin, 1_000_000);
+    for row in rows(load()) {
+        assert_eq!(row[1..].join(" "), "there before 0.0 1000000 0 0 0");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

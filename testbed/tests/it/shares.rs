@@ -2,16 +2,17 @@
 
 use cluster_manager::config::{Overlay, OverlayMode};
 use cluster_manager::view::JobDoc;
+use serde_json::Value;
 use testbed::s3::{Faults, S3Server, S3ServerConfig};
 
-use super::stage::{Order, PATIENCE, Stage};
+use super::stage::{LOOK, Order, PATIENCE, Stage};
 
 /// What leaves the store of so short a film, read once, beside the first bytes that home reads: itself, and again what two parts need both.
 const ONCE: std::ops::Range<f64> = 0.9..1.3;
 
 /// Two domains with two guests each, which load so; answers the job, how often each byte of the film left the
-/// store, and how often each order was read.
-async fn job_with(overlay: Overlay) -> (JobDoc, f64, f64) {
+/// store, how often each order was read, and what `/api/loads` told of guests meanwhile.
+async fn job_with(overlay: Overlay) -> (JobDoc, f64, f64, Vec<Value>) {
     let dir = tempfile::tempdir().unwrap();
     let config = S3ServerConfig { root: dir.path().join("s3"), ..S3ServerConfig::default() };
     let secret = dir.path().join("secret");
@@ -30,7 +31,21 @@ async fn job_with(overlay: Overlay) -> (JobDoc, f64, f64) {
     let read = || s3.counters().get_bytes_of.get("/films/film.mp4").copied().unwrap_or(0);
     let before = read();
     let id = stage.submit(&Order::new("film.mp4", "shared")).await;
-    let job = stage.end_of(&id).await;
+    let (mut told, http) = (Vec::new(), storage::fetch::http().no_proxy().build().unwrap());
+    let look = async {
+        loop {
+            for domain in [0, 1].map(|n| stage.domain(n)) {
+                let loads = http.get(format!("{}/api/loads", domain.console_url)).send().await.unwrap();
+                let loads: Vec<Value> = loads.json().await.unwrap();
+                told.extend(loads.iter().flat_map(|load| load["nodes"].as_array().unwrap().clone()));
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    };
+    let job = tokio::select! {
+        job = stage.end_of(&id) => job,
+        () = look => unreachable!(),
+    };
     let film = super::stage::film_bytes().len() as u64;
     let copies = (read() - before - film.min(storage::film::probe::HEAD_BYTES)) as f64 / film as f64;
     stage.is_right(&job).await;
@@ -40,7 +55,7 @@ async fn job_with(overlay: Overlay) -> (JobDoc, f64, f64) {
     let orders: Vec<_> = s3.counters().get_bytes_of.into_iter().filter(|(key, _)| of_video(key)).collect();
     let bytes = || orders.iter().map(|(_, bytes)| *bytes as f64);
     let reads = bytes().fold(0.0, f64::max) / bytes().fold(f64::INFINITY, f64::min);
-    (job, copies, reads)
+    (job, copies, reads, told)
 }
 
 fn ways(job: &JobDoc) -> Vec<&str> {
@@ -49,20 +64,24 @@ fn ways(job: &JobDoc) -> Vec<&str> {
 
 #[tokio::test]
 async fn where_the_store_admits_few_requests_one_reads_the_share_and_the_swarm_spreads_it() {
-    let (job, copies, _) = job_with(Overlay { origin_streams: Some(2), ..Overlay::default() }).await;
+    let (job, copies, _, told) = job_with(Overlay { origin_streams: Some(2), ..Overlay::default() }).await;
     let overlay = "overlay: the store admits 2 requests at a time, 2 guests want 8";
     assert!(ways(&job).contains(&overlay), "{:?}", ways(&job));
     assert!(ONCE.contains(&copies), "each byte is read once, by one: {copies}");
+    let count = |node: &Value, key: &str| node[key].as_u64().unwrap();
+    let has_some = |node: &&Value| count(node, "bytes") > 0 && count(node, "sources") > 0 && node["state"] != "waiting";
+    let node = told.iter().find(has_some).unwrap_or_else(|| panic!("{told:?}"));
+    assert_eq!(count(node, "bytes"), count(node, "from_peers") + count(node, "from_origin"), "{node}");
 }
 
 #[tokio::test]
 async fn where_nothing_is_common_and_nothing_limited_guests_read_for_themselves() {
-    let (job, copies, reads) = job_with(Overlay::default()).await;
+    let (job, copies, reads, told) = job_with(Overlay::default()).await;
     assert!(ways(&job).iter().all(|way| way.starts_with("direct: ")), "{:?}", ways(&job));
     assert!(ONCE.contains(&copies), "{copies}");
     assert!((1.0..1.5).contains(&reads), "only guests read orders: {reads}");
-    let (job, _, _) =
-        job_with(Overlay { mode: OverlayMode::Never, origin_streams: Some(1), ..Overlay::default() }).await;
+    assert!(told.is_empty(), "there is no swarm: {told:?}");
+    let (job, ..) = job_with(Overlay { mode: OverlayMode::Never, origin_streams: Some(1), ..Overlay::default() }).await;
     assert!(ways(&job).iter().all(|way| *way == "direct: the overlay is switched off"), "{:?}", ways(&job));
 }
 
