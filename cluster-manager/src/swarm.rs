@@ -347,7 +347,6 @@ async fn serve(args: ServeArgs) -> Result<(), Failure> {
     } else {
         println!("serving {} ({bytes} bytes) at {}", served.meta.name, served.url);
     }
-    bar.set_length(u64::from(served.meta.layout.pieces()));
     let mut second = tokio::time::interval(Duration::from_secs(1));
     let (mut failed, mut marked) = (0, BTreeSet::new());
     loop {
@@ -384,7 +383,10 @@ fn show_status(served: &Served, status: &Status, as_json: bool, bar: &ProgressBa
         let value = serde_json::to_value(status).unwrap_or_default();
         println!("{}", json!({"event": "status", "status": value, "given": given}));
     } else {
-        bar.set_position(u64::from(status.pieces - status.pieces_not_sent));
+        let layout = &served.meta.layout;
+        bar.set_length(layout.total());
+        let sent = u64::from(status.pieces - status.pieces_not_sent) * layout.piece_len_max();
+        bar.set_position(sent.min(layout.total()));
         let nodes = status.capped + status.relays + status.leechers + status.peers + status.seeders;
         let failed = if status.failed.is_empty() { String::new() } else { format!(", {} failed", status.failed.len()) };
         bar.set_message(format!(
@@ -621,6 +623,19 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn the_bar_of_serve_counts_bytes_that_were_sent() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("set"), [7; 300_000]).unwrap();
+        let args = ServeArgs::on_loopback(Source::Local(dir.path().join("set")));
+        let served = open(&args, &Default::default()).await.unwrap();
+        let (status, bar) = (served.controller.status(), ProgressBar::hidden());
+        for (not_sent, bytes) in [(status.pieces, 0), (status.pieces - 1, 16_384), (0, 300_000)] {
+            show_status(&served, &Status { pieces_not_sent: not_sent, ..status.clone() }, false, &bar);
+            assert_eq!((bar.position(), bar.length()), (bytes, Some(300_000)));
+        }
+    }
 
     #[test]
     fn rates_are_read_in_bytes_and_bits() {

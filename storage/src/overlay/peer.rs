@@ -212,7 +212,7 @@ impl Peer {
     }
 
     pub fn progress(&self) -> Progress {
-        self.shared.state().progress(&self.shared.meta)
+        self.shared.state().progress()
     }
 
     /// Changes when the peer has something new to tell.
@@ -351,7 +351,7 @@ async fn tick(shared: Arc<Shared>) {
         if ticks.is_multiple_of(3) {
             state.expire(now, &shared.meta.layout);
             state.fill_all(now, &shared.meta);
-            let progress = state.progress(&shared.meta);
+            let progress = state.progress();
             drop(state);
             shared.progress.send_replace(progress);
             shared.dispatch();
@@ -374,7 +374,7 @@ fn write_to_disk(shared: &Shared, store: Store, mut verified: mpsc::Receiver<Ver
                 Err(error) => break Err(error),
             }
             finished = true;
-            let progress = shared.state().progress(&shared.meta);
+            let progress = shared.state().progress();
             shared.progress.send_replace(progress);
         }
         if !finished && saved_at.elapsed() >= SAVE {
@@ -417,7 +417,7 @@ fn report(shared: &Shared, error: &Error) {
     let text = format!("{}: {error}: {} ({})", error.code(), error.source, error.hint());
     let mut state = shared.state();
     state.fail(text);
-    let progress = state.progress(&shared.meta);
+    let progress = state.progress();
     drop(state);
     shared.progress.send_replace(progress);
 }

@@ -143,6 +143,8 @@ impl State {
     pub fn new(meta: &Metainfo, hashes: Vec<Option<Vec<GroupHash>>>, want: Bits, have: Bits, me: NodeId) -> Self {
         let mut hashes: Vec<_> = hashes.into_iter().map(|h| h.map(Arc::new)).collect();
         hashes.resize(meta.layout.chunks() as usize, None);
+        let bytes = |groups: &Bits| groups.iter().map(|g| meta.layout.group_bytes(g)).map(|r| r.end - r.start).sum();
+        let counts = Progress { bytes_wanted: bytes(&want), bytes_held: bytes(&have), ..Progress::default() };
         Self {
             picker: Picker::new(want, have.clone(), me),
             stored: have,
@@ -161,7 +163,7 @@ impl State {
             me,
             starving_since: None,
             starving: false,
-            counts: Progress::default(),
+            counts,
             done: None,
             failed: None,
         }
@@ -401,13 +403,10 @@ impl State {
         pieces
     }
 
-    pub fn progress(&self, meta: &Metainfo) -> Progress {
-        let bytes = |groups: u32| (u64::from(groups) * meta.layout.group_len_max()).min(meta.layout.total());
+    pub fn progress(&self) -> Progress {
         Progress {
             groups: self.picker.wanted(),
             groups_held: self.stored.count(),
-            bytes_wanted: bytes(self.picker.wanted()),
-            bytes_held: bytes(self.stored.count()),
             connections: self.conns.len(),
             blamed: self.blamed.iter().copied().collect(),
             starving: self.starving,
@@ -462,6 +461,20 @@ mod tests {
         assert!(state.hashes_for(groups / 2, 1, &meta.layout).is_none());
         assert!(state.hashes_for(u32::MAX, 1, &meta.layout).is_none());
         assert_eq!(state.counts.wasted, 2);
+    }
+
+    #[test]
+    fn bytes_wanted_and_held_are_told_exactly_also_where_the_last_group_is_short() {
+        let meta = meta((1 << 20) + 5);
+        let groups = meta.layout.groups();
+        let (mut want, mut have) = (Bits::new(groups), Bits::new(groups));
+        want.set_range(groups - 2..groups);
+        have.set(groups - 1);
+        let mut state = State::new(&meta, vec![], want, have, 0);
+        let group = meta.layout.group_len_max();
+        assert_eq!((state.progress().bytes_wanted, state.progress().bytes_held), (group + 5, 5));
+        state.store([(groups - 2, group as usize)].into_iter());
+        assert_eq!(state.progress().bytes_held, group + 5);
     }
 
     #[test]
