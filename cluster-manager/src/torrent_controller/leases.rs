@@ -137,8 +137,11 @@ async fn ended(this: &TorrentController, origin: &StoreOrigin, node: u64, pieces
         Outcome::Held { first_byte_ms, bytes } => {
             this.with(|inner, now| {
                 pieces.iter().for_each(|piece| inner.policy.lease_done(now, node, *piece));
-                inner.policy.origin_answered(now, first_byte_ms);
-                inner.failing = None;
+                // Who held all of it already has not asked the store.
+                if bytes > 0 {
+                    inner.policy.origin_answered(now, first_byte_ms);
+                    inner.failing = None;
+                }
             });
             (bytes, None)
         }

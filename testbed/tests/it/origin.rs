@@ -11,6 +11,7 @@ use cluster_manager::plan::{PlanArgs, Strategy, plan};
 use cluster_manager::swarm::source::{Hashed, Source, StoreArgs};
 use cluster_manager::swarm::{self, Rate, ServeArgs, Served, Share};
 use storage::overlay::client::{Controller, Member, Stopped};
+use storage::overlay::lease::{LeaseAsk, Outcome};
 use storage::overlay::peer::{Config, Peer, Place as Where, Progress};
 use storage::overlay::store::Store;
 use testbed::s3::{Faults, S3Server};
@@ -251,6 +252,26 @@ async fn a_store_that_refuses_everything_ends_the_load_with_its_code_after_the_p
     let mut node = Node::join(&served, stock.dir.path(), 1, None, None).await;
     let Stopped(why) = tokio::time::timeout(LIMIT, &mut node.following).await.unwrap().unwrap();
     assert!(why.starts_with("origin-unavailable: "), "{why}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lease_of_what_a_node_held_already_says_nothing_of_how_fast_the_store_is() {
+    let stock = Stock::of(noise(2_000_000)).await;
+    let served = serve(&stock.args("set", true)).await;
+    let controller = Controller::new(&served.url, "127.0.0.1".parse().unwrap()).unwrap();
+    let slots = served.controller.status().origin_slots;
+    for (first_byte_ms, bytes) in [(0, 0)].into_iter().chain([(400, 8192); 20]) {
+        let ask = LeaseAsk {
+            info_hash: storage::hex::hex(&served.meta.info_hash),
+            token: served.meta.token.clone(),
+            node: 1,
+            last: Some((vec![], Outcome::Held { first_byte_ms, bytes })),
+            more: false,
+            wait_ms: 0,
+        };
+        controller.lease(&ask).await.unwrap();
+    }
+    assert_eq!(served.controller.status().origin_slots, slots);
 }
 
 fn load_args(serve: &ServeArgs, dir: PathBuf) -> LoadArgs {
