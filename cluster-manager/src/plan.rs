@@ -13,7 +13,6 @@ use serde::Serialize;
 use storage::film::{FilmError, PlanOptions, PlannedPart as FilmPart, Probe};
 use storage::object::ObjectPath;
 use storage::overlay::bound::{Bound, lower_bound};
-use storage::overlay::metainfo::File;
 use storage::overlay::objects::Objects;
 use storage::overlay::partition::{self, AtCuts, Binary, Lines, Part, Partitioner, ReadAt, VertexModulus};
 use storage::overlay::store::Files;
@@ -231,7 +230,7 @@ struct Local {
 impl Local {
     fn open(path: &Path) -> Result<Self, Failure> {
         let fail = |e: io::Error| Failure::new(4, "source-unreadable", format!("{}: {e}", path.display()));
-        let list: Vec<File> = source::list(path).map_err(fail)?;
+        let (list, _) = source::list(path).map_err(fail)?;
         let len = list.iter().map(|f| f.len).fold(0, u64::saturating_add);
         let files = Files::open(path, &list).map_err(|e| Failure::new(4, e.code(), crate::swarm::chain(&e)))?;
         Ok(Self { files, len })

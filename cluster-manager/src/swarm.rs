@@ -317,7 +317,12 @@ pub async fn open_shown(args: &ServeArgs, bar: &ProgressBar) -> Result<Served, F
     let mut second = tokio::time::interval_at(tokio::time::Instant::now() + second, second);
     loop {
         tokio::select! {
-            opened = &mut opening => return opened,
+            opened = &mut opening => {
+                if let Some(left_out) = hashed.left_out.get() {
+                    bar.suspend(|| eprintln!("swarm: {left_out}"));
+                }
+                return opened;
+            }
             _ = second.tick() => {
                 let (done, total) = (hashed.done.load(Relaxed), hashed.total.load(Relaxed));
                 if args.json {

@@ -7,8 +7,8 @@
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use clap::Args;
@@ -100,6 +100,34 @@ pub struct Hashed {
     /// Bytes that left the store for it.
     pub from_store: AtomicU64,
     pub stop: AtomicBool,
+    pub left_out: OnceLock<LeftOut>,
+}
+
+/// What of a directory is not served: all but files and the directories above them. Links are not followed.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct LeftOut {
+    count: usize,
+    first: PathBuf,
+}
+
+impl LeftOut {
+    fn add(&mut self, path: &[String]) {
+        self.count += 1;
+        if self.count == 1 {
+            self.first = path.iter().collect();
+        }
+    }
+}
+
+impl std::fmt::Display for LeftOut {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { count, first } = self;
+        write!(
+            f,
+            "only files are served: left out are {count} links, empty directories and the like, first {}",
+            first.display()
+        )
+    }
 }
 
 /// A source ready to be served.
@@ -275,7 +303,11 @@ fn local(source: &Path, cache: &Path, token: Option<String>, hashed: &Hashed) ->
     let path = source.canonicalize().map_err(fail)?;
     let name = path.file_name().and_then(|n| n.to_str());
     let name = name.ok_or_else(|| Failure::new(4, "source-name", "the source's name is not UTF-8"))?.to_owned();
-    let list = list(&path).map_err(fail)?;
+    let (list, left_out) = list(&path).map_err(fail)?;
+    if left_out.count > 0 {
+        tracing::warn!(count = left_out.count, first = %left_out.first.display(), "only files are served");
+        let _ = hashed.left_out.set(left_out);
+    }
     metainfo::check_names(&name, &list).map_err(|e| Failure::new(4, e.code(), e))?;
     let layout = Layout::for_total(list.iter().map(|f| f.len).fold(0, u64::saturating_add)).ok_or_else(empty)?;
     hashed.total.store(layout.total(), Relaxed);
@@ -324,28 +356,33 @@ fn version(root: &Path, list: &[File]) -> std::io::Result<Vec<u8>> {
     Ok(text.into_bytes())
 }
 
-/// The files of a directory in order of names, or the file itself.
-pub fn list(path: &Path) -> std::io::Result<Vec<File>> {
-    let mut list = Vec::new();
+/// The files of a directory in order of names, or the file itself; and what else is there.
+pub fn list(path: &Path) -> std::io::Result<(Vec<File>, LeftOut)> {
+    let (mut list, mut left_out) = (Vec::new(), LeftOut::default());
     if path.is_dir() {
-        walk(path, &mut Vec::new(), &mut list)?;
+        walk(path, &mut Vec::new(), &mut list, &mut left_out)?;
     } else {
         list.push(File { path: vec![], len: path.metadata()?.len() });
     }
-    Ok(list)
+    Ok((list, left_out))
 }
 
-fn walk(dir: &Path, prefix: &mut Vec<String>, list: &mut Vec<File>) -> std::io::Result<()> {
+fn walk(dir: &Path, prefix: &mut Vec<String>, list: &mut Vec<File>, left_out: &mut LeftOut) -> std::io::Result<()> {
     let mut entries: Vec<_> = std::fs::read_dir(dir)?.collect::<Result<_, _>>()?;
+    if entries.is_empty() && !prefix.is_empty() {
+        left_out.add(prefix);
+    }
     entries.sort_by_key(|e| e.file_name());
     for entry in entries {
         let name = entry.file_name().into_string().map_err(|_| std::io::Error::other("a file name is not UTF-8"))?;
         let kind = entry.file_type()?;
         prefix.push(name);
         if kind.is_dir() {
-            walk(&entry.path(), prefix, list)?;
+            walk(&entry.path(), prefix, list, left_out)?;
         } else if kind.is_file() {
             list.push(File { path: prefix.clone(), len: entry.metadata()?.len() });
+        } else {
+            left_out.add(prefix);
         }
         prefix.pop();
     }

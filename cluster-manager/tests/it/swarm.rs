@@ -140,6 +140,25 @@ async fn every_byte_leaves_the_origin_once_and_all_nodes_end_with_it() {
 }
 
 #[test]
+fn what_of_a_directory_is_not_served_is_said_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = dir.path().join("set");
+    std::fs::create_dir_all(set.join("b/empty")).unwrap();
+    std::fs::write(set.join("a"), bytes(100_000)).unwrap();
+    std::os::unix::fs::symlink("a", set.join("b/link")).unwrap();
+    let mut starling = Command::new(env!("CARGO_BIN_EXE_starling"));
+    starling.args(["load", "set", "--to", "1", "--dir", "nodes", "--cache", "cache"]).current_dir(&dir);
+    let output = starling.output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(
+        said.matches("left out are 2 links, empty directories and the like, first b/empty\n").count(),
+        1,
+        "{said}"
+    );
+    assert!(output.status.success() && dir.path().join("nodes/0/set/a").exists(), "{said}");
+}
+
+#[test]
 fn a_load_tells_a_person_of_each_node_what_it_holds_and_from_where() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("set.bin"), bytes(1_000_000)).unwrap();

@@ -17,6 +17,8 @@ use super::layout::{GROUP_MAX, Layout};
 pub const METAINFO_MAX: usize = 64 << 20;
 const FILES_MAX: usize = 1 << 20;
 const COMPONENTS_MAX: usize = 64;
+/// Bytes of a dataset's name: file systems have 255, and `.NAME.I-of-N.starling` is one of a node's.
+pub const NAME_MAX: usize = 224;
 
 pub type InfoHash = [u8; 20];
 /// Hash of one group as a BLAKE3 subtree of its chunk (the chunk's root itself when the chunk has one group).
@@ -63,6 +65,8 @@ pub enum Error {
     Path(String),
     #[error("metainfo of {0} bytes is too large")]
     TooLarge(usize),
+    #[error("the name {0:?} is longer than {NAME_MAX} bytes, with which nodes can begin; serve it under a shorter one")]
+    LongName(String),
 }
 
 impl Error {
@@ -73,6 +77,7 @@ impl Error {
             Error::Lengths(_) => "metainfo-lengths",
             Error::Path(_) => "metainfo-unsafe-path",
             Error::TooLarge(_) => "metainfo-too-large",
+            Error::LongName(_) => "metainfo-long-name",
         }
     }
 }
@@ -255,9 +260,12 @@ fn apart(paths: &BTreeSet<Vec<String>>) -> Result<(), Error> {
     }
 }
 
-/// Whether `files` can lie in one directory called `name`: what [`Metainfo::decode`] refuses is found before a byte is read.
+/// Whether `files` can lie in one directory called `name`: what [`Metainfo::decode`] or a node's disk refuses is found before a byte is read.
 pub fn check_names(name: &str, files: &[File]) -> Result<(), Error> {
     component(name.as_bytes())?;
+    if name.len() > NAME_MAX {
+        return Err(Error::LongName(name.to_owned()));
+    }
     if files.len() > FILES_MAX || files.iter().any(|f| f.path.len() > COMPONENTS_MAX) {
         return Err(Error::Lengths("number of files or components of a path"));
     }

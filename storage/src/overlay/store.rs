@@ -373,7 +373,7 @@ mod tests {
 
     use super::*;
     use crate::overlay::layout::{CHUNK_MIN, GROUP_MAX, GROUP_MIN, Layout};
-    use crate::overlay::metainfo::{File as Entry, Maker};
+    use crate::overlay::metainfo::{File as Entry, Maker, NAME_MAX, check_names};
 
     fn meta(data: &[u8], files: Vec<Entry>) -> Metainfo {
         let mut maker = Maker::new(Layout::for_total(data.len() as u64).unwrap());
@@ -469,6 +469,18 @@ mod tests {
         store.finish(&store.files).unwrap();
         assert_eq!(Store::open(dir.path(), &new).unwrap_err().code(), "already-there");
         assert_eq!(fs::read(dir.path().join("set")).unwrap(), [1; 9]);
+    }
+
+    #[test]
+    fn a_name_that_is_served_can_be_staged_also_for_a_part_and_a_longer_one_is_not_served() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut meta = meta(&[1; 9], vec![Entry { path: vec![], len: 9 }]);
+        meta.name = "x".repeat(NAME_MAX);
+        check_names(&meta.name, &meta.files).unwrap();
+        Store::open(dir.path(), &meta).unwrap();
+        Store::open_part(dir.path(), &meta, "99999-of-99999", &Part::default()).unwrap();
+        meta.name.push('x');
+        assert_eq!(check_names(&meta.name, &meta.files).unwrap_err().code(), "metainfo-long-name");
     }
 
     #[test]
