@@ -48,6 +48,9 @@ fn ours_and_another_client_are_measured_one_after_the_other_by_the_kernels_count
         assert!(run["ratio_last"].as_f64().unwrap() > 1.0, "{run}");
         assert!((0.9..4.0).contains(&run["seed_copies"].as_f64().unwrap()), "{run}");
         assert!(run["total_copies"].as_f64().unwrap() > 2.9, "{run}");
+        // Ours leaves the seed once, and each host takes it in once: the rest is headers and talk.
+        let is_lean = run["seed_copies"].as_f64() < Some(1.2) && run["total_copies"].as_f64() < Some(3.2);
+        assert!(is_lean || client != "starling", "{run}");
     }
 }
 
