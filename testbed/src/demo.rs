@@ -13,7 +13,7 @@ use storage::object::ObjectPath;
 use storage::s3::PutOptions;
 
 use crate::film::{self, Expected, Film};
-use crate::world::{Board, Client, World, WorldDocument, WorldOptions};
+use crate::world::{Board, Client, S3Access, World, WorldDocument, WorldOptions};
 
 /// What the demo is to show.
 #[derive(Clone, Debug)]
@@ -90,7 +90,7 @@ async fn tour(
     film: &Path,
 ) -> Result<bool> {
     let expected = Expected { frames: options.film.frames(), rate: options.film.rate };
-    let (source, target) = (put_film(world, film, None).await?, target(world));
+    let (source, target) = (put_film(&world.s3, film, None).await?, target(world));
     println!("A film of {} frames is at {source}.", expected.frames);
 
     println!("\n$ starling --state {} domains", state.display());
@@ -148,8 +148,8 @@ async fn tour(
 }
 
 /// Uploads the film, under its own name if no key is given; gives its URL.
-pub async fn put_film(world: &WorldDocument, film: &Path, key: Option<&str>) -> Result<String> {
-    let (s3, store) = (&world.s3, world.s3.store().await?);
+pub async fn put_film(s3: &S3Access, film: &Path, key: Option<&str>) -> Result<String> {
+    let store = s3.store().await?;
     let name = film.file_name().and_then(|name| name.to_str()).context("name the film")?;
     let path = ObjectPath::new(&s3.bucket, key.unwrap_or(name))?;
     let bytes = tokio::fs::read(film).await.with_context(|| format!("read the film {}", film.display()))?;

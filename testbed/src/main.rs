@@ -129,6 +129,9 @@ struct PutArgs {
     /// The object's key, if it is not the file's name.
     #[arg(long)]
     key: Option<String>,
+    /// Into this domain's bucket; the first one's unless given.
+    #[arg(long)]
+    domain: Option<String>,
     /// Where the world is.
     #[arg(long, value_name = "DIR")]
     state: PathBuf,
@@ -240,7 +243,11 @@ fn make(args: &MakeArgs) -> Result<ExitCode> {
 }
 
 async fn put(args: &PutArgs) -> Result<ExitCode> {
-    println!("{}", demo::put_film(&WorldDocument::read(&args.state)?, &args.file, args.key.as_deref()).await?);
+    let world = WorldDocument::read(&args.state)?;
+    let found = world.domains.iter().find(|domain| args.domain.as_ref().is_none_or(|name| domain.name == *name));
+    let s3 = &found.context("this world has no such domain")?.s3;
+    let s3 = s3.as_ref().context("this domain has no store of its own")?;
+    println!("{}", demo::put_film(s3, &args.file, args.key.as_deref()).await?);
     Ok(ExitCode::SUCCESS)
 }
 

@@ -9,8 +9,9 @@ mod list;
 mod protocol;
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -19,9 +20,10 @@ use anyhow::Context;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use s3s::{
-    S3Result,
+    S3Request, S3Result,
     access::{S3Access, S3AccessContext},
-    auth::SimpleAuth,
+    auth::{Credentials, SimpleAuth},
+    dto::{CopyObjectInput, CopySource},
     path::S3Path,
     s3_error,
     service::S3ServiceBuilder,
@@ -52,6 +54,9 @@ pub struct S3ServerConfig {
     pub region: String,
     /// Created at start when missing.
     pub buckets: Vec<String>,
+    /// Further buckets and the secret of each one's own key, which is named as the bucket: it opens that one and no other, and no
+    /// other key opens it.
+    pub own: BTreeMap<String, Secret>,
     /// `bucket/prefix` whose objects anyone may GET and HEAD without a signature.
     pub public_read: Vec<String>,
     /// `bucket/prefix` whose objects no key may touch.
@@ -69,6 +74,7 @@ impl Default for S3ServerConfig {
             secret_key: Secret::new(uuid::Uuid::new_v4().simple().to_string()),
             region: "us-east-1".into(),
             buckets: vec!["films".into()],
+            own: BTreeMap::new(),
             public_read: Vec::new(),
             forbidden: Vec::new(),
             faults: Faults::default(),
@@ -89,15 +95,20 @@ pub struct S3Server {
 impl S3Server {
     pub async fn start(config: S3ServerConfig) -> anyhow::Result<Self> {
         let disk = disk::Disk::open(&config.root)?;
-        for bucket in &config.buckets {
+        for bucket in config.buckets.iter().chain(config.own.keys()) {
             anyhow::ensure!(s3s::path::check_bucket_name(bucket), "{bucket:?} is not a bucket name");
             disk.create_bucket(bucket).with_context(|| format!("create bucket {bucket}"))?;
         }
         let listener =
             TcpListener::bind(config.listen).await.with_context(|| format!("listen on {}", config.listen))?;
         let mut builder = S3ServiceBuilder::new(protocol::Backend::new(disk));
-        builder.set_auth(SimpleAuth::from_single(config.access_key.clone(), config.secret_key.expose().to_owned()));
-        builder.set_access(Access { public_read: config.public_read, forbidden: config.forbidden });
+        let mut auth = SimpleAuth::from_single(config.access_key.clone(), config.secret_key.expose().to_owned());
+        for (bucket, secret) in &config.own {
+            auth.register(bucket.clone(), secret.expose().into());
+        }
+        builder.set_auth(auth);
+        let own = config.own.into_keys().collect();
+        builder.set_access(Access { own, public_read: config.public_read, forbidden: config.forbidden });
         let counters = Arc::<Mutex<Counters>>::default();
         let service =
             Counting { inner: Cors { inner: Faulty::new(builder.build(), config.faults) }, counters: counters.clone() };
@@ -173,23 +184,41 @@ async fn accept<S: Http + Clone + Send + 'static>(listener: TcpListener, service
     let _ = tokio::time::timeout(DRAIN, async { while connections.join_next().await.is_some() {} }).await;
 }
 
-/// Who signed may do all but what is forbidden; who did not may read what is public.
+/// Who signed may do all in the buckets of that key but what is forbidden; who did not may read what is public.
 struct Access {
+    /// Buckets with a key of their own, which bears their name.
+    own: BTreeSet<String>,
     public_read: Vec<String>,
     forbidden: Vec<String>,
+}
+
+impl Access {
+    fn opens(&self, key: &Credentials, bucket: &str) -> bool {
+        let key = key.access_key.as_str();
+        if self.own.contains(bucket) { key == bucket } else { !self.own.contains(key) }
+    }
 }
 
 #[async_trait::async_trait]
 impl S3Access for Access {
     async fn check(&self, cx: &mut S3AccessContext<'_>) -> S3Result<()> {
-        let path = match cx.s3_path() {
-            S3Path::Object { bucket, key } => format!("{bucket}/{key}"),
-            _ => String::new(),
+        let (bucket, path) = match cx.s3_path() {
+            S3Path::Object { bucket, key } => (Some(bucket), format!("{bucket}/{key}")),
+            S3Path::Bucket { bucket } => (Some(bucket), String::new()),
+            S3Path::Root => (None, String::new()),
         };
         let within = |prefixes: &[String]| prefixes.iter().any(|prefix| path.starts_with(prefix.as_str()));
         let public = matches!(cx.s3_op().name(), "GetObject" | "HeadObject") && within(&self.public_read);
-        let known = public || cx.credentials().is_some();
+        let opens = |key| bucket.is_none_or(|bucket| self.opens(key, bucket));
+        let known = public || cx.credentials().is_some_and(opens);
         if known && !within(&self.forbidden) { Ok(()) } else { Err(s3_error!(AccessDenied)) }
+    }
+
+    async fn copy_object(&self, request: &mut S3Request<CopyObjectInput>) -> S3Result<()> {
+        match (&request.input.copy_source, &request.credentials) {
+            (CopySource::Bucket { bucket, .. }, Some(key)) if self.opens(key, bucket) => Ok(()),
+            _ => Err(s3_error!(AccessDenied)),
+        }
     }
 }
 
@@ -211,6 +240,9 @@ pub struct S3Args {
     /// Created when missing; may be repeated.
     #[arg(long = "bucket", default_value = "films")]
     pub buckets: Vec<String>,
+    /// BUCKET=FILE: a bucket with a key of its own, named as the bucket, whose secret is FILE's first line; may be repeated.
+    #[arg(long = "own-bucket", value_name = "BUCKET=FILE")]
+    pub own: Vec<String>,
     /// BUCKET/PREFIX that anyone may read without a signature; may be repeated.
     #[arg(long)]
     pub public_read: Vec<String>,
@@ -224,20 +256,21 @@ pub struct S3Args {
 /// Serves as `args` say, prints the endpoint in one line when ready, and returns after SIGINT or SIGTERM.
 pub async fn run_command(args: S3Args) -> anyhow::Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
-    let file = args.secret_key_file.display();
-    let secret = tokio::fs::read_to_string(&args.secret_key_file)
-        .await
-        .with_context(|| format!("read the secret key from {file}"))?;
-    let secret = secret.lines().next().unwrap_or_default().trim();
-    anyhow::ensure!(!secret.is_empty(), "{file} holds no secret key");
+    let mut own = BTreeMap::new();
+    for own_bucket in &args.own {
+        let (bucket, file) = own_bucket.split_once('=').context("--own-bucket is BUCKET=FILE")?;
+        own.insert(bucket.to_owned(), read_secret(Path::new(file))?);
+    }
+    let secret_key = read_secret(&args.secret_key_file)?;
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let server = S3Server::start(S3ServerConfig {
         root: args.root,
         listen: args.listen,
         access_key: args.access_key,
-        secret_key: Secret::new(secret),
+        secret_key,
         region: args.region,
         buckets: args.buckets,
+        own,
         public_read: args.public_read,
         forbidden: args.forbidden,
         faults: args.faults,
@@ -250,4 +283,11 @@ pub async fn run_command(args: S3Args) -> anyhow::Result<()> {
     }
     server.stop().await;
     Ok(())
+}
+
+fn read_secret(file: &Path) -> anyhow::Result<Secret> {
+    let text = std::fs::read_to_string(file).with_context(|| format!("read the secret key from {}", file.display()))?;
+    let secret = text.lines().next().unwrap_or_default().trim();
+    anyhow::ensure!(!secret.is_empty(), "{} holds no secret key", file.display());
+    Ok(Secret::new(secret))
 }

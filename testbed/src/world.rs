@@ -111,7 +111,7 @@ impl World {
         let state = options.state.canonicalize().context("find the state directory")?;
         let mut processes = Vec::new();
 
-        let s3 = store::open(&options.store, &state, &mut processes, board).await?;
+        let s3 = store::open(&options.store, &options.domains, &state, &mut processes, board).await?;
         let domains = domain::prepare(options, &state, &s3, &mut processes, board).await?;
         let (manned, unmanned): (Vec<_>, Vec<_>) = domains.iter().partition(|d| !options.unmanned.contains(&d.name));
         for domain in &manned {
@@ -128,6 +128,7 @@ impl World {
             pid: process.pid,
             log: process.recipe.log.clone(),
         });
+        let s3 = s3.into_iter().next().flatten().context("find the first domain's store")?;
         let document = WorldDocument {
             s3,
             domains: manned

@@ -104,7 +104,7 @@ impl Rig {
         let (path, film) = (self.dir.path().join(name), film.clone());
         let made = path.clone();
         tokio::task::spawn_blocking(move || film::make(&film, &made)).await??;
-        let source = put_film(&self.world.document, &path, None).await?;
+        let source = put_film(&self.world.document.s3, &path, None).await?;
         Ok((path, source))
     }
 

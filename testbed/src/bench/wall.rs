@@ -66,7 +66,7 @@ pub async fn run(args: WallArgs) -> Result<Vec<Figure>> {
     let threads = args.threads.unwrap_or(rig.world.document.domains.len() as u32 * args.hosts);
     let (path, source) = match args.film {
         Some(path) => {
-            let source = put_film(&rig.world.document, &path, None).await?;
+            let source = put_film(&rig.world.document.s3, &path, None).await?;
             (path, source)
         }
         None => rig.film(&Film { seconds, ..Film::default() }).await?,

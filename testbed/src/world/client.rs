@@ -18,7 +18,7 @@ use crate::process::{tied, workspace_binary};
 
 const LOOK: Duration = Duration::from_millis(50);
 
-/// A client of the home domain. It knows the world as it was when it was made: a restarted cluster manager has another console.
+/// A client of one domain. It knows the world as it was when it was made: a restarted cluster manager has another console.
 #[derive(Clone, Debug)]
 pub struct Client {
     state: PathBuf,
@@ -27,8 +27,14 @@ pub struct Client {
 }
 
 impl World {
+    /// Of the first domain.
     pub fn client(&self) -> Result<Client> {
-        let home = self.document.domains.first().context("find the home domain")?.clone();
+        self.client_of(0)
+    }
+
+    /// Of the `n`-th domain.
+    pub fn client_of(&self, n: usize) -> Result<Client> {
+        let home = self.document.domains.get(n).context("find the domain")?.clone();
         let http = storage::fetch::http().no_proxy().build()?;
         Ok(Client { state: self.state.clone(), home, http })
     }
@@ -45,7 +51,7 @@ impl Client {
     /// It was not built.
     pub fn starling(&self) -> Result<tokio::process::Command> {
         let mut starling = tokio::process::Command::from(tied(workspace_binary("starling")?));
-        starling.arg("--state").arg(&self.state).kill_on_drop(true);
+        starling.arg("--state").arg(&self.state).args(["--domain", &self.home.name]).kill_on_drop(true);
         Ok(starling)
     }
 

@@ -12,6 +12,7 @@ pub const FILE: &str = "world.json";
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct WorldDocument {
+    /// The first domain's.
     pub s3: S3Access,
     /// The home domain of the demo first.
     pub domains: Vec<DomainAccess>,
@@ -38,6 +39,8 @@ pub struct DomainAccess {
     pub shell_room: String,
     /// Console and REST API of the domain's cluster manager; empty where there is none.
     pub console_url: String,
+    /// Bucket and keys of its own, for its clients' jobs; none: a job must bring keys.
+    pub s3: Option<S3Access>,
     pub client: ClientAccess,
 }
 

@@ -22,6 +22,7 @@ pub(super) struct DomainFiles {
     dir: PathBuf,
     xmpp: SocketAddr,
     ca_file: PathBuf,
+    s3: Option<S3Access>,
     client_password: String,
 }
 
@@ -29,7 +30,7 @@ pub(super) struct DomainFiles {
 pub(super) async fn prepare(
     options: &WorldOptions,
     state: &Path,
-    s3: &S3Access,
+    s3: &[Option<S3Access>],
     processes: &mut Vec<Process>,
     board: &mut Board,
 ) -> Result<Vec<DomainFiles>> {
@@ -61,13 +62,14 @@ pub(super) async fn prepare(
             slots: options.hosts * options.slots,
             xmpp: SocketAddr::new(server.ip, server.ports.c2s),
             ca_file: server.ca_file(),
+            s3: s3[n].clone(),
             client_password: accounts[1].1.clone(),
             dir,
         };
         for (user, password) in &accounts {
             domain.write_agent(user, password, |account| match user.as_str() {
                 "client" => None,
-                "cm" => Some(domain.manager(account, options, (n == 0).then_some((&members, s3)))),
+                "cm" => Some(domain.manager(account, options, (n == 0).then_some(&members))),
                 host => Some(domain.host(account, host, options)),
             })?;
         }
@@ -142,9 +144,8 @@ impl DomainFiles {
         write_secret(&dir.join("config.toml"), text.as_bytes())
     }
 
-    /// Configuration of the cluster manager. `home`: the members of the Federation room and the store's keys, for the domain
-    /// that has both.
-    fn manager(&self, account: Value, options: &WorldOptions, home: Option<(&Vec<String>, &S3Access)>) -> Value {
+    /// Configuration of the cluster manager. `members`: of the Federation room, for the domain that has it.
+    fn manager(&self, account: Value, options: &WorldOptions, members: Option<&Vec<String>>) -> Value {
         let mut config = json!({
             "domain": self.name,
             "state_dir": self.dir.join("cm/state"),
@@ -161,8 +162,10 @@ impl DomainFiles {
         if options.agreements.contains_key(&self.name) {
             config["agreements"] = json!({ "path": self.agreements() });
         }
-        if let Some((members, s3)) = home {
+        if let Some(members) = members {
             config["rooms"]["federation_members"] = json!(members);
+        }
+        if let Some(s3) = &self.s3 {
             config["s3"] = json!({
                 "endpoint": s3.endpoint,
                 "region": s3.region,
@@ -221,6 +224,7 @@ impl DomainFiles {
             ca_file: self.ca_file.clone(),
             shell_room: self.room("shell"),
             console_url,
+            s3: self.s3.clone(),
             client: ClientAccess { jid: format!("client@{}", self.name), password: self.client_password.clone() },
         }
     }

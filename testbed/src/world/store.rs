@@ -17,7 +17,7 @@ pub struct StoreOptions {
     pub s3_endpoint: Option<String>,
     #[arg(long, default_value = "us-east-1", value_name = "REGION")]
     pub s3_region: String,
-    /// Must exist in a store of others.
+    /// Must exist in a store of others. In ours the other domains' buckets are named BUCKET-DOMAIN.
     #[arg(long, default_value = "films", value_name = "BUCKET")]
     pub s3_bucket: String,
     #[arg(long, value_name = "KEY", requires = "s3_endpoint")]
@@ -47,36 +47,42 @@ impl Default for StoreOptions {
     }
 }
 
-/// Starts the store, unless it is another's, and tells how to reach it.
+/// Starts the store, unless it is another's, and tells each domain how to reach it: ours has a bucket for each, with a key of its own; of
+/// another's there is one key, which is the first domain's.
 pub(super) async fn open(
     options: &StoreOptions,
+    domains: &[String],
     state: &Path,
     processes: &mut Vec<Process>,
     board: &mut Board,
-) -> Result<S3Access> {
-    let access = |endpoint: String, access_key: &str, secret_key: String| S3Access {
-        endpoint,
+) -> Result<Vec<Option<S3Access>>> {
+    let access = |endpoint: &str, access_key: &str, secret_key: String, bucket: &str| S3Access {
+        endpoint: endpoint.to_owned(),
         region: options.s3_region.clone(),
         access_key: access_key.to_owned(),
         secret_key,
-        bucket: options.s3_bucket.clone(),
+        bucket: bucket.to_owned(),
     };
     if let (Some(url), Some(key), Some(file)) =
         (&options.s3_endpoint, &options.s3_access_key, &options.s3_secret_key_file)
     {
         board.ready("s3", &format!("another's, at {url}"));
-        return Ok(access(url.clone(), key, first_line(file)?));
+        let first = access(url, key, first_line(file)?, &options.s3_bucket);
+        return Ok((0..domains.len()).map(|n| (n == 0).then(|| first.clone())).collect());
     }
     let dir = state.join("s3");
     std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
-    let secret_file = dir.join("secret");
-    if !secret_file.exists() {
-        write_secret(&secret_file, uuid::Uuid::new_v4().simple().to_string().as_bytes())?;
-    }
+    let secret_file = secret(dir.join("secret"))?;
+    let others = domains.iter().skip(1).map(|domain| {
+        let bucket = format!("{}-{domain}", options.s3_bucket);
+        Ok((secret(dir.join(format!("secret-{domain}")))?, bucket))
+    });
+    let others = others.collect::<Result<Vec<_>>>()?;
     let mut arguments: Vec<_> =
         ["s3", "--access-key", "starling", "--region", &options.s3_region, "--bucket"].map(Into::into).into();
     arguments.extend([options.s3_bucket.clone().into(), "--root".into(), dir.join("objects").into()]);
     arguments.extend(["--secret-key-file".into(), secret_file.clone().into()]);
+    arguments.extend(others.iter().map(|(file, bucket)| format!("--own-bucket={bucket}={}", file.display()).into()));
     arguments.extend(options.forbid.iter().map(|prefix| format!("--forbid={prefix}").into()));
     arguments.extend(options.faults.flags().map(Into::into));
     let program = workspace_binary("testbed")?;
@@ -87,7 +93,19 @@ pub(super) async fn open(
     let endpoint = process.announcement(|line| line.starts_with("http://").then(|| line.to_owned())).await?;
     board.ready("s3", &format!("ready at {endpoint}"));
     processes.push(process);
-    Ok(access(endpoint, "starling", first_line(&secret_file)?))
+    let mut all = vec![Some(access(&endpoint, "starling", first_line(&secret_file)?, &options.s3_bucket))];
+    for (file, bucket) in others {
+        all.push(Some(access(&endpoint, &bucket, first_line(&file)?, &bucket)));
+    }
+    Ok(all)
+}
+
+/// A file with a secret key, made up now if it is not there.
+fn secret(file: PathBuf) -> Result<PathBuf> {
+    if !file.exists() {
+        write_secret(&file, uuid::Uuid::new_v4().simple().to_string().as_bytes())?;
+    }
+    Ok(file)
 }
 
 fn first_line(file: &Path) -> Result<String> {

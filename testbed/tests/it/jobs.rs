@@ -7,13 +7,14 @@ use std::process::Stdio;
 use cluster_manager::view::{JobDoc, PartDoc};
 use federation::xmpp::{AgentEvent, Element, IqFailure, MessageKind};
 use serde_json::Value;
+use storage::s3::{ObjectPath, PutOptions};
 use testbed::prosody::go_sendxmpp;
 use testbed::s3::{S3Server, S3ServerConfig};
 use tokio::process::{Child, Command};
 
 use super::person::{Person, json, log_in, query, server, submission, understood, wait};
 use super::s3::place::Place;
-use super::stage::{Order, PATIENCE, Stage, answer, holds, processes};
+use super::stage::{Order, PATIENCE, Stage, answer, film_bytes, holds, object, processes};
 
 fn job(target: &str) -> String {
     Order::new("film.mp4", target).xml()
@@ -234,6 +235,45 @@ async fn a_jobs_own_keys_open_the_store_by_iq_and_stand_in_no_file() {
     stage.end().await;
 }
 
+/// The client of any domain but the first was told `no-store`.
+#[tokio::test]
+async fn every_domain_is_home_to_its_own_clients_jobs_and_alone_has_the_key_to_their_place() {
+    let stage = Stage::of(3, 1, 1).await;
+    let theirs = stage.domain(2).s3.clone().unwrap();
+    for n in 1..3 {
+        let s3 = stage.domain(n).s3.clone().unwrap();
+        let (film, store) = (ObjectPath::new(&s3.bucket, "film.mp4").unwrap(), s3.store().await.unwrap());
+        store.put(&film, film_bytes().into(), PutOptions::default()).await.unwrap();
+        let mut person = Person::come_in_at(&stage, n).await;
+        let said = person.say(&job("out").replace("s3://films/", &format!("s3://{}/", s3.bucket))).await;
+        let (id, rest) = said.split_once(' ').unwrap();
+        assert!(rest.starts_with("is taken"), "{said}");
+        let done = stage.world.client_of(n).unwrap().ended(id).await.unwrap();
+        stage.is_right(&done).await;
+        assert!(done.usage.len() > 1, "others worked at it: {:?}", done.usage);
+        person.agent.close().await;
+    }
+    let bucket = stage.domain(1).s3.clone().unwrap().bucket;
+    let own = stage.domain(1).s3.clone().unwrap().store().await.unwrap();
+    let copy = own.sdk().copy_object().bucket(bucket).key("film.mp4").copy_source("films/film.mp4");
+    assert!(copy.send().await.is_err());
+    let film = ObjectPath::new(&theirs.bucket, "film.mp4").unwrap();
+    for (store, place) in [(&own, &film), (&own, &object("film.mp4")), (&stage.store, &film)] {
+        assert_eq!(store.get(place, 1).await.unwrap_err().code(), "forbidden");
+        assert_eq!(store.put(place, "x".into(), PutOptions::default()).await.unwrap_err().code(), "forbidden");
+        assert_eq!(store.list(place, 1).await.unwrap_err().code(), "forbidden");
+    }
+    for other in ["a.test", "b.test"] {
+        assert_eq!(holds(&stage.state().join(other), &theirs.secret_key), Vec::<PathBuf>::new());
+    }
+    assert_ne!(
+        holds(&stage.state().join("c.test"), &theirs.secret_key),
+        Vec::<PathBuf>::new(),
+        "it is looked for aright"
+    );
+    stage.end().await;
+}
+
 #[tokio::test]
 async fn a_running_job_is_told_of_in_the_room_and_cancelled_by_its_owner_alone() {
     let stage = Stage::of(2, 1, 2).await;
@@ -309,7 +349,7 @@ async fn http_knows_what_an_iq_has_told(stage: &Stage, person: &Person, id: &str
 
 async fn nobody_else_cancels_it(stage: &Stage, id: &str) {
     let password = std::fs::read_to_string(stage.state().join("a.test/hm1/password")).unwrap();
-    let mut other = Person::with_account(stage, "other", "hm1@a.test", &password).await;
+    let mut other = Person::with_account(stage, 0, "other", "hm1@a.test", &password).await;
     let said = other.say(&format!("cancel {id}")).await;
     assert!(said.starts_with(&format!("error not-yours: {id} belongs to client@a.test")), "{said}");
     assert_eq!(other.show(query("cancel", id)).await["error"]["code"], "not-yours");

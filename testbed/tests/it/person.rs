@@ -9,7 +9,7 @@ use super::stage::{PATIENCE, Stage};
 
 const SHELL: &str = "urn:starling:shell:1";
 
-/// Somebody in the first domain's Shell room, with our own library.
+/// Somebody in a Shell room, the first domain's unless said, with our own library.
 pub struct Person {
     pub agent: Agent,
     pub events: mpsc::Receiver<AgentEvent>,
@@ -20,13 +20,17 @@ pub struct Person {
 
 impl Person {
     pub async fn come_in(stage: &Stage) -> Self {
-        let client = &stage.domain(0).client;
-        Self::with_account(stage, "person", &client.jid, &client.password).await
+        Self::come_in_at(stage, 0).await
     }
 
-    pub async fn with_account(stage: &Stage, nick: &str, jid: &str, password: &str) -> Self {
-        let (agent, mut events) = log_in(stage, 0, jid, password);
-        let room: BareJid = stage.domain(0).shell_room.parse().unwrap();
+    pub async fn come_in_at(stage: &Stage, domain: usize) -> Self {
+        let client = &stage.domain(domain).client;
+        Self::with_account(stage, domain, "person", &client.jid, &client.password).await
+    }
+
+    pub async fn with_account(stage: &Stage, domain: usize, nick: &str, jid: &str, password: &str) -> Self {
+        let (agent, mut events) = log_in(stage, domain, jid, password);
+        let room: BareJid = stage.domain(domain).shell_room.parse().unwrap();
         agent.join(&room, nick, None).await.unwrap();
         let manager = wait(&mut events, |event| match event {
             AgentEvent::Occupant { nick, real, .. } if nick == "active" => real,

@@ -94,6 +94,9 @@ fn a_world_tells_how_to_come_in_and_leaves_no_process_after_sigint() {
     let put = ["film", "put", "Cargo.toml", "--key", "in.mp4", "--state"];
     let put = Command::new(env!("CARGO_BIN_EXE_testbed")).args(put).arg(state.path()).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&put.stdout), "s3://films/in.mp4\n", "{put:?}");
+    let put = ["film", "put", "Cargo.toml", "--domain", "b.test", "--state"];
+    let put = Command::new(env!("CARGO_BIN_EXE_testbed")).args(put).arg(state.path()).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&put.stdout), "s3://films-b.test/Cargo.toml\n", "{put:?}");
 
     let second =
         Command::new(env!("CARGO_BIN_EXE_testbed")).args(["up", "--state"]).arg(state.path()).output().unwrap();
@@ -112,7 +115,7 @@ fn names_are_those_that_outside_programs_read(state: &Path) {
     assert_eq!(names(&world), "domains processes s3");
     assert_eq!(names(&world["s3"]), "access_key bucket endpoint region secret_key");
     let domain = &world["domains"][0];
-    assert_eq!(names(domain), "ca_file client console_url name shell_room xmpp_host xmpp_port");
+    assert_eq!(names(domain), "ca_file client console_url name s3 shell_room xmpp_host xmpp_port");
     assert_eq!(names(&domain["client"]), "jid password");
     assert_eq!(names(&world["processes"][0]), "domain log pid role");
 }
