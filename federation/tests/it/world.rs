@@ -73,6 +73,8 @@ pub struct Node {
     pub domain: Domain,
     pub config: DomainConfig,
     pub journal: Vec<Event>,
+    /// The fold of the journal, event by event, through the bytes that it would hold.
+    pub folded: Book,
     pub alive: bool,
     pub slots: u32,
     pub habit: Habit,
@@ -328,6 +330,7 @@ impl World {
             node.domain.replay(event);
         }
         check_shorter(&node.journal, node.domain.book());
+        node.folded = node.domain.book().clone();
         node.alive = true;
         let slots = node.slots;
         self.input(name, Input::Restarted);
@@ -368,7 +371,9 @@ impl World {
         match output {
             Output::Event(event) => {
                 self.observe(who, &event);
-                self.node(&who.0).journal.push(event);
+                let node = self.node(&who.0);
+                node.folded.apply(&through_bytes(&event));
+                node.journal.push(event);
             }
             Output::Send { to, mut envelope, timeout_ms } => {
                 self.check_sent(who, &to, &envelope);
@@ -492,6 +497,7 @@ impl Node {
             domain: Domain::new(config.clone()),
             config,
             journal: Vec::new(),
+            folded: Book::default(),
             alive: true,
             slots: 2,
             habit: Habit::Honest,
@@ -515,6 +521,11 @@ impl Node {
             version: "0".into(),
         }
     }
+}
+
+pub fn through_bytes(event: &Event) -> Event {
+    let bytes = serde_json::to_vec(event).expect("an event can be written");
+    serde_json::from_slice(&bytes).expect("and read")
 }
 
 /// A journal says the same without what its book does not need; also once all jobs that are over are forgotten.
