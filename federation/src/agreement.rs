@@ -41,7 +41,7 @@ pub struct Agreements {
     /// Requests a peer may send at once, and in a second on average; more is a flood.
     pub requests_burst: u32,
     pub requests_per_second: u32,
-    /// For domains that are not listed.
+    /// For domains that are not listed; a domain itself is not bound by it.
     #[serde(rename = "default")]
     pub default_policy: Policy,
     pub partner: BTreeMap<DomainId, Policy>,

@@ -213,7 +213,9 @@ pub struct Domain {
 }
 
 impl Domain {
-    pub fn new(config: DomainConfig) -> Self {
+    pub fn new(mut config: DomainConfig) -> Self {
+        // What is agreed with those that are not listed does not bind the domain itself.
+        config.agreements.partner.entry(config.me.clone()).or_default();
         let ids = Ids::new(&config.me, config.epoch);
         let (broker, contractor) = (Broker::default(), Contractor::default());
         Self { config, book: Book::default(), broker, contractor, post: Post::default(), ids, now: Millis(0) }

@@ -81,7 +81,9 @@ impl World {
             Event::Offered { offer: Offer::Bid(bid), .. } => {
                 self.seen.bids.insert(bid.bid.clone(), bid.parts_max);
             }
-            Event::Awarded { job, lease, domain, bid, parts, ttl_ms, .. } => {
+            Event::Awarded { job, lease, domain, bid, parts, ttl_ms, price, .. } => {
+                let policy = self.nodes[who].domain.config().agreements.with(domain);
+                assert!(policy.may_receive && policy.price_max.is_none_or(|max| *price <= max), "{domain} at {price}");
                 let held = self.seen.bids.get(bid).copied().unwrap_or(0) as usize;
                 assert!(parts.len() <= held, "invariant 4: {} parts awarded, {held} held", parts.len());
                 assert!(self.seen.spent_bids.insert(bid.clone()), "invariant 4: a bid is awarded twice");
@@ -92,6 +94,10 @@ impl World {
                 }
                 let granted = Granted { job: job.clone(), domain: domain.clone(), ttl_ms: *ttl_ms };
                 self.seen.leases.insert(lease.clone(), granted);
+            }
+            Event::Taken { terms, .. } => {
+                let agreements = &self.nodes[who].domain.config().agreements;
+                assert!(agreements.takes(&terms.from, &terms.kind), "{who} takes {} of {}", terms.kind, terms.from);
             }
             Event::Withdrawn { lease, .. } => self.unclaim_all(who, lease),
             Event::Committed { lease, .. } => {
@@ -175,6 +181,18 @@ impl World {
         if node.domain.held() > 0 {
             let wake = node.domain.deadline().expect("a hold frees itself");
             assert!(wake <= self.now.plus(node.config.timers.hold_ms), "invariant 3: nothing frees the hold");
+        }
+        let mut taken: BTreeMap<&DomainId, usize> = BTreeMap::new();
+        for lease in node.domain.book().taken.values() {
+            let busy = lease.parts.values().filter(|part| !matches!(part.state, TakenState::Kept(_)));
+            *taken.entry(&lease.terms.from).or_default() += busy.count();
+        }
+        for (from, parts) in taken {
+            let max = node.domain.config().agreements.with(from).parts_max;
+            assert!(
+                max.is_none_or(|max| parts <= max as usize),
+                "{who} holds {parts} parts for {from}, agreed are {max:?}"
+            );
         }
         for (id, job) in &node.domain.book().jobs {
             let (spend, budget) = (node.domain.book().spend(job), job.terms.budget.unwrap_or(f64::INFINITY));

@@ -1,5 +1,6 @@
 //! Calls, bids, awards and leases, and what is lost of them on the way.
 
+use federation::agreement::Policy;
 use federation::domain::{Input, Output};
 use federation::event::Event;
 use federation::id::MessageId;
@@ -240,9 +241,7 @@ fn what_a_domain_cannot_start_soon_it_sells_one_level_deeper() {
         let agreements = &mut world.node(name).config.agreements;
         agreements.waves_soon = 1;
         if name == "a" {
-            agreements
-                .partner
-                .insert(d("c"), federation::agreement::Policy { may_receive: false, ..Default::default() });
+            agreements.partner.insert(d("c"), Policy { may_receive: false, ..Policy::default() });
         }
         world.crash(&d(name));
         world.restart(&d(name));
@@ -302,19 +301,94 @@ fn an_older_incarnation_is_not_obeyed() {
     assert_eq!(world.nodes[&d("a")].domain.held(), 3);
 }
 
+fn agree(world: &mut World, who: &str, with: &str, policy: Policy) {
+    world.node(who).config.agreements.partner.insert(d(with), policy);
+    world.crash(&d(who));
+    world.restart(&d(who));
+}
+
 #[test]
 fn who_is_not_admitted_gets_no_bid_and_who_may_not_receive_no_call() {
     let mut world = world();
-    let closed = federation::agreement::Policy { admitted: false, may_receive: false, ..Default::default() };
-    world.node("a").config.agreements.partner.insert(d("b"), closed);
-    world.crash(&d("a"));
-    world.restart(&d("a"));
+    agree(&mut world, "a", "b", Policy { admitted: false, may_receive: false, ..Policy::default() });
     let at = world.now;
     world.input(&d("a"), Input::Request(d("b"), envelope("b", 1, "x", call(at, 3))));
     assert!(matches!(answer_to(&world, "b"), Body::Refuse(r) if r.reason == "policy"));
     world.submit("a", "film", 12);
     ends_well(&mut world);
     assert!(world.node("b").ran.is_empty());
+}
+
+/// The parts of the bid that `a` gives to a call of `from` for four parts; or why there is none.
+fn bid_for_four(world: &mut World, from: &str, id: &str) -> Result<u32, String> {
+    let call = envelope(from, 1, id, call(world.now, 4));
+    world.input(&d("a"), Input::Request(d(from), call));
+    match answer_to(world, from) {
+        Body::Bid(bid) => Ok(bid.parts_max),
+        Body::Refuse(refuse) => Err(refuse.reason),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_partner_is_bid_no_more_than_its_parts_max_over_all_its_calls() {
+    let mut world = world();
+    agree(&mut world, "a", "b", Policy { parts_max: Some(5), ..Policy::default() });
+    assert_eq!(bid_for_four(&mut world, "b", "1"), Ok(4));
+    assert_eq!(bid_for_four(&mut world, "b", "2"), Ok(1));
+    assert_eq!(bid_for_four(&mut world, "b", "3"), Err("busy".into()));
+    assert_eq!(bid_for_four(&mut world, "c", "4"), Ok(4));
+    world.run_for(30_001);
+    assert_eq!(bid_for_four(&mut world, "b", "5"), Ok(4));
+}
+
+#[test]
+fn a_partner_with_a_parts_max_gets_the_next_parts_when_these_are_done() {
+    let mut world = world();
+    agree(&mut world, "b", "a", Policy { parts_max: Some(2), ..Policy::default() });
+    agree(&mut world, "c", "a", Policy { parts_max: Some(0), ..Policy::default() });
+    world.set_slots("a", 1);
+    world.submit("a", "film", 24);
+    ends_well(&mut world); // the observer counts what b holds after each batch
+    assert!(world.node("b").ran.len() > 2 && world.node("c").ran.is_empty());
+}
+
+#[test]
+fn a_kind_that_is_not_agreed_is_refused() {
+    let mut world = world();
+    agree(&mut world, "a", "b", Policy { kinds: Some(vec!["load".into()]), ..Policy::default() });
+    assert_eq!(bid_for_four(&mut world, "b", "1"), Err("policy".into()));
+    agree(&mut world, "a", "b", Policy { kinds: Some(vec!["load".into(), "transcode".into()]), ..Policy::default() });
+    assert_eq!(bid_for_four(&mut world, "b", "2"), Ok(4));
+}
+
+#[test]
+fn a_bid_above_the_price_max_of_its_domain_wins_nothing() {
+    let mut world = world();
+    agree(&mut world, "a", "b", Policy { price_max: Some(0.99), ..Policy::default() });
+    agree(&mut world, "a", "c", Policy { price_max: Some(1.0), ..Policy::default() });
+    world.submit("a", "film", 12);
+    ends_well(&mut world);
+    assert!(world.node("b").ran.is_empty() && !world.node("c").ran.is_empty());
+    let view = world.nodes[&d("a")].domain.job(&j("film")).unwrap();
+    let refused: Vec<_> =
+        view.offers.iter().filter_map(|o| Some((o.domain.0.as_str(), o.refused.as_deref()?))).collect();
+    assert_eq!(refused, [("b", "price")]);
+}
+
+/// A domain was bound by what it had written down for those that it does not list: it did not work for itself any more.
+#[test]
+fn the_default_for_others_does_not_bind_a_domain_itself() {
+    let mut world = world();
+    let (kinds, price_max) = (Some(Vec::new()), Some(0.5));
+    world.node("a").config.agreements.default_policy =
+        Policy { admitted: false, parts_max: Some(0), kinds, price: Some(9.0), may_receive: false, price_max };
+    world.crash(&d("a"));
+    world.restart(&d("a"));
+    world.submit("a", "film", 12);
+    ends_well(&mut world);
+    assert_eq!(world.node("a").ran.len(), 12);
+    assert_eq!(world.nodes[&d("a")].domain.job(&j("film")).unwrap().spend, 12.0);
 }
 
 #[test]
