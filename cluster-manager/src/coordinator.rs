@@ -449,7 +449,7 @@ impl Coordinator {
             }
             Done::Ordered { task, url: Err(reason) } => self.task_lost(task, "order-not-written", &reason),
             Done::Prepared { job, result } => self.prepared(job, result),
-            Done::Claimed { job, result } => result.or_else(|failure| self.fail(&job, failure)),
+            Done::Claimed { job, result } => self.claimed(job, result),
             Done::Loaded { job, part, piece } => self.loaded(job, part, piece),
             Done::Checked { job, part, attempt, outputs, result } => {
                 self.part_checked(job, part, attempt, outputs, result)

@@ -115,14 +115,29 @@ impl Coordinator {
 
     /// Once no answer is awaited, or a moment later: the parts' orders wait for it, and nobody is held up before there are any. In a later life they see to it
     /// themselves: a store that is away then must not end a job that is at work.
-    fn claim_target(&self, id: &JobId) {
+    fn claim_target(&self, id: &JobId, wait: Duration) {
         let Some(OrderWriter { film, prepared, store, .. }) = self.writer(&self.me, id) else { return };
         let (job, done, asked) = (id.clone(), self.done.0.clone(), self.asked.subscribe());
         self.spawn_apart("claim", async move {
+            tokio::time::sleep(wait).await;
             quiet(asked, CLAIM_AFTER).await;
             let result = film.claim(&store, &prepared).await;
             let _ = done.send(Done::Claimed { job, result }).await; // fails only when we are leaving
         });
+    }
+
+    pub(super) fn claimed(&mut self, id: JobId, result: Result<(), FilmFailure>) -> Result<()> {
+        match result {
+            Ok(()) => Ok(()),
+            Err(failure) if failure.retryable => {
+                warn!(job = %id, %failure, "the target is claimed again later");
+                if self.records.get(&id).is_some_and(|record| record.ended.is_none()) {
+                    self.claim_target(&id, STORE_AGAIN);
+                }
+                Ok(())
+            }
+            Err(failure) => self.fail(&id, failure),
+        }
     }
 
     /// The job cannot go on.
@@ -147,7 +162,7 @@ impl Coordinator {
             let addresses = self.addresses(&id);
             self.spawn_apart("sign", async move { addresses.sign(&film, &store, ADDRESSES_AHEAD..count).await });
         }
-        self.claim_target(&id);
+        self.claim_target(&id, Duration::ZERO);
         Ok(())
     }
 

@@ -78,12 +78,14 @@ async fn an_ill_store_ends_no_job_and_is_asked_again() {
     coordinator.published(id(), true, Err(ill("throttled"))).unwrap();
     assert!(coordinator.publishing.contains_key(&id()));
     coordinator.part_checked(id(), 1, 1, Vec::new(), Err(CheckError::Unread(ill("throttled")))).unwrap();
+    coordinator.on_done(Done::Claimed { job: id(), result: Err(ill("throttled")) }).unwrap();
     assert_eq!(coordinator.records[&id()].ended, None);
-    let (mut checked, mut published) = (false, false);
-    while !(checked && published) {
+    let (mut checked, mut published, mut claimed) = (false, false, false);
+    while !(checked && published && claimed) {
         match coordinator.done.1.recv().await.unwrap() {
             Done::Checked { part: 1, .. } => checked = true,
             Done::Published { .. } => published = true,
+            Done::Claimed { .. } => claimed = true,
             _ => {}
         }
     }
