@@ -77,7 +77,8 @@ fn run(seed: u64) -> [u64; 10] {
         world.restart(name);
         if *name != d("a") && world.rng.chance(15) {
             let habit = [Habit::WrongHash, Habit::Idle, Habit::BlackHole, Habit::Accuser][world.rng.below(4) as usize];
-            world.node(&name.0).habit = habit;
+            // By the seed, as below.
+            world.node(&name.0).habit = if seed % 7 == 0 { Habit::Fickle } else { habit };
         }
     }
     for (i, name) in names.iter().enumerate().take(1 + (seed % 2) as usize) {
