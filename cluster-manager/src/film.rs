@@ -436,9 +436,12 @@ impl FilmJob {
             let key = place.key();
             let (output, bytes) = self.read_back(store, &place, outputs).await?;
             let inspection = fragment::inspect(&bytes).map_err(|e| format!("{key}: {e}"))?;
-            if let Some(planned) = planned {
-                fragment::check(&inspection.summary, &planned.clip).map_err(|e| format!("{key}: {e}"))?;
+            match (planned, prepared.plan.audio_end_seconds) {
+                (Some(planned), _) => fragment::check(&inspection.summary, &planned.clip),
+                (None, Some(end)) => fragment::check_sound(&inspection.summary, end),
+                (None, None) => Ok(()),
             }
+            .map_err(|e| format!("{key}: {e}"))?;
             objects.push(VerifiedObject { key: name, size: output.size, inspection });
         }
         Ok(Verified { objects, sound })

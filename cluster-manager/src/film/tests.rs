@@ -49,7 +49,7 @@ pub(crate) fn prepared(parts: u32) -> Prepared {
     Prepared {
         etag: "\"1\"".into(),
         size: 1_000,
-        plan: Plan { film, parts: (0..parts).map(part).collect(), audio_offset_seconds: 0.0 },
+        plan: Plan { film, parts: (0..parts).map(part).collect(), audio_offset_seconds: 0.0, audio_end_seconds: None },
         options: PlanOptions::default(),
         heads: OnceCell::new(),
         claimed: OnceCell::new(),
@@ -115,6 +115,18 @@ async fn a_part_whose_sound_is_not_what_was_reported_is_refused() {
     }
     assert!(refused[..2].iter().all(|what| what.starts_with(key)), "{refused:?}");
     assert_eq!(refused[2], "out/90p-h264-crf23/v00000-1.mp4 was not reported");
+}
+
+#[tokio::test]
+async fn sound_that_ends_before_the_films_sound_does_is_refused() {
+    let (key, sound) = ("out/audio/a-1.mp4", include_bytes!("../../../storage/fuzz/corpus/fragment/sound.mp4"));
+    let (store, said) = (store(&[(key, sound)], 0).await, [output(key, sound)]);
+    let mut prepared = prepared(1);
+    for (end, is_right) in [(None, true), (Some(1.1), true), (Some(2.1), true), (Some(4.4), false)] {
+        prepared.plan.audio_end_seconds = end;
+        let checked = film().check(&store, &prepared, 1, 1, &said).await;
+        assert_eq!(checked.is_ok(), is_right, "{end:?}: {checked:?}");
+    }
 }
 
 #[tokio::test]

@@ -16,6 +16,10 @@ use crate::range::ByteRange;
 /// More than any part has; a limit for foreign bytes.
 const SAMPLES_MAX: u64 = 4_000_000;
 
+/// Encoded sound may be so much shorter or longer than its packets say: an encoder fills its last one, and some may be damaged.
+const SOUND_SLACK_SECONDS: f64 = 1.0;
+const SOUND_SLACK_SHARE: f64 = 0.1;
+
 /// Why an object is not what it should be.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FragmentError {
@@ -112,6 +116,17 @@ pub fn check(summary: &FragmentSummary, clip: &Clip) -> Result<(), FragmentError
         if summary.duration != expected {
             return Err(FragmentError::Duration { expected, found: summary.duration, timescale });
         }
+    }
+    Ok(())
+}
+
+/// Is this all of the sound, which ends so many seconds after the first frame?
+pub fn check_sound(summary: &FragmentSummary, end: f64) -> Result<(), FragmentError> {
+    let timescale = summary.timescale;
+    let (found, expected) = (summary.start.saturating_add(summary.duration), (end * f64::from(timescale)) as u64);
+    if found.abs_diff(expected) as f64 > f64::from(timescale) * (SOUND_SLACK_SECONDS + SOUND_SLACK_SHARE * end.max(0.0))
+    {
+        return Err(FragmentError::Duration { expected, found, timescale });
     }
     Ok(())
 }

@@ -320,7 +320,7 @@ impl Film<'_> {
         let (width, height) = self.video.picture;
         let film =
             FilmInfo { container: Container::Matroska, width, height, duration, rate, constant: true, frames, audio };
-        Ok(Plan { film, parts, audio_offset_seconds: self.offset(first)? })
+        Ok(Plan { film, parts, audio_offset_seconds: self.offset(first)?, audio_end_seconds: None })
     }
 
     /// Times of the frames from the last key frame on: the index does not tell when the film ends.

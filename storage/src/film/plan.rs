@@ -43,6 +43,9 @@ pub struct Plan {
     pub parts: Vec<PlannedPart>,
     /// Seconds by which the first sound packet starts after (or, negative, before) the first frame.
     pub audio_offset_seconds: f64,
+    /// Seconds from the first frame to the end of the sound; `None` where the index does not say how long its packets are.
+    #[serde(default)]
+    pub audio_end_seconds: Option<f64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

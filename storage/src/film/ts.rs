@@ -152,7 +152,7 @@ impl<'a> Film<'a> {
             frames,
             audio: self.audio.map(|(_, audio)| audio),
         };
-        Ok(Plan { film, parts, audio_offset_seconds: self.offset_seconds })
+        Ok(Plan { film, parts, audio_offset_seconds: self.offset_seconds, audio_end_seconds: None })
     }
 
     fn number(&self, pts: i64) -> Result<u64, FilmError> {

@@ -131,7 +131,12 @@ impl Film {
             Some((audio, pts)) => show(audio, pts) + dropped(audio) - show(&self.video, first),
             _ => 0.0,
         };
-        Ok((Plan { film, parts, audio_offset_seconds }, Cut { film: self, shift, parts: spans }))
+        let audio_end_seconds = sound_start.and_then(|(audio, _)| {
+            let (usual, _) = usual_length(self.sound()).filter(|(_, is_even)| *is_even)?;
+            let seconds = usual as f64 * self.sound().len() as f64 / f64::from(audio.timescale);
+            Some(audio_offset_seconds - dropped(audio) + seconds)
+        });
+        Ok((Plan { film, parts, audio_offset_seconds, audio_end_seconds }, Cut { film: self, shift, parts: spans }))
     }
 
     fn check(&self) -> Result<(), FilmError> {
@@ -228,13 +233,19 @@ fn earliest(mut pts: Vec<i64>) -> Vec<i64> {
 /// When the sound would start if its packets followed each other without a gap, as they do once joined: the median over all
 /// packets, because writers stretch the first one to fill what an encoder's priming left.
 fn sound_start(sound: &[Sample]) -> Option<i64> {
-    let mut lengths: Vec<u32> = sound.iter().map(|sample| sample.duration).collect();
-    let usual = i64::from(*middle(&mut lengths)?);
+    let (usual, is_even) = usual_length(sound)?;
     let start = |(i, sample): (i64, &Sample)| sample.pts.saturating_sub(i.saturating_mul(usual));
     let mut starts: Vec<i64> = (0i64..).zip(sound).map(start).collect();
-    let uneven = lengths.iter().filter(|&&length| i64::from(length) != usual).count() * 20 > lengths.len();
     // Lengths rounded to the track's ticks would add up to a drift.
-    if uneven { sound.first().map(|sample| sample.pts) } else { middle(&mut starts).copied() }
+    if is_even { middle(&mut starts).copied() } else { sound.first().map(|sample| sample.pts) }
+}
+
+/// The median length of a packet, in the track's units, and whether nearly all have it.
+fn usual_length(sound: &[Sample]) -> Option<(i64, bool)> {
+    let mut lengths: Vec<u32> = sound.iter().map(|sample| sample.duration).collect();
+    let usual = *middle(&mut lengths)?;
+    let others = lengths.iter().filter(|&&length| length != usual).count();
+    Some((i64::from(usual), others * 20 <= lengths.len()))
 }
 
 /// Seconds that a decoder drops at the start by itself: what an Opus setup says (`dOps`), since it survives the joining.
