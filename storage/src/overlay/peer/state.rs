@@ -478,6 +478,24 @@ mod tests {
     }
 
     #[test]
+    fn a_lease_is_acknowledged_also_by_a_bitfield() {
+        let meta = meta(3 << 20);
+        let pieces = meta.layout.pieces();
+        let mut state =
+            State::new(&meta, vec![], Bits::full(meta.layout.groups()), Bits::full(meta.layout.groups()), 0);
+        let listen = SocketAddr::from(([127, 0, 0, 1], 9));
+        let (guest, _) = state.register(&meta, 9, Kind::Ordinary, listen, false, true).unwrap();
+        for piece in 1..4 {
+            state.lease(&meta, 9, piece);
+        }
+        let mut held = Bits::new(pieces);
+        held.set_range(0..3);
+        let told = Message::Bitfield(held.to_wire().into());
+        assert_eq!(state.heard(0, guest, told, &meta), Ok(vec![1, 2]));
+        assert_eq!(state.heard(0, guest, Message::Have(3), &meta), Ok(vec![3]));
+    }
+
+    #[test]
     fn an_origin_gives_what_it_leased_and_hashes_once_however_often_they_are_asked_for() {
         let meta = meta(3 << 20);
         let groups = meta.layout.groups();

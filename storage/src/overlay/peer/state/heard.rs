@@ -29,6 +29,10 @@ impl State {
             Message::Bitfield(bits) => {
                 let pieces = Bits::from_wire(layout.pieces(), &bits).ok_or(Breach("bitfield of another length"))?;
                 pieces.iter().flat_map(|p| layout.piece_groups(p)).for_each(|g| self.picker.source_has(id, g));
+                // aria2 says so, too, what it has got since, where that is shorter than a HAVE for each.
+                let conn = self.conns.get_mut(&id);
+                let left = conn.into_iter().flat_map(|c| c.lease_left.extract_if(.., |piece, _| pieces.get(*piece)));
+                acknowledged.extend(left.map(|(piece, _)| piece));
             }
             Message::Choke => self.choked(id),
             Message::Unchoke => self.conns.get_mut(&id).into_iter().for_each(|c| c.choked = false),
