@@ -123,7 +123,7 @@ fn sound_is_exact(dir: &Path, pieces: &[u8], plan: &Plan, source: &Path) {
     tools::ffmpeg(&ffmpeg::audio_encode_args(&work, &joined, &encoded));
     let inspection = fragment::inspect(&std::fs::read(&encoded).unwrap()).unwrap();
     assert_eq!(inspection.summary.codecs, "mp4a.40.2");
-    assert!(inspection.fragments.len() > 1, "{} fragments", inspection.fragments.len());
+    assert!(inspection.fragments.len() > 3, "{} fragments", inspection.fragments.len());
     let is_mp4 = matches!(plan.film.container, Container::Mp4 | Container::FragmentedMp4);
     assert_eq!(plan.audio_end_seconds.is_some(), is_mp4);
     if let Some(end) = plan.audio_end_seconds {
@@ -258,8 +258,8 @@ fn sound_of_an_mp4_ends_when_its_packets_say_whatever_they_are() {
         ("opus.mp4", "-c:v copy -c:a libopus"),
         ("ac3.mp4", "-c:v copy -c:a ac3"),
         ("flac.mp4", "-c:v copy -c:a flac -strict -2"),
-        ("short.mp4", "-c:v copy -c:a aac -af atrim=end=8"),
-        ("long.mp4", "-c:v copy -c:a aac -af apad=pad_dur=5"),
+        ("short-sound.mp4", "-c:v copy -c:a aac -af atrim=end=8"),
+        ("long-sound.mp4", "-c:v copy -c:a aac -af apad=pad_dur=5"),
         ("frag-opus.mp4", "-c:v copy -c:a libopus -movflags +frag_keyframe+empty_moov+default_base_moof"),
     ] {
         result_is_exact(&film(Picture::Closed30, name, options));
