@@ -86,6 +86,9 @@ pub struct ServeArgs {
     /// Secret of the swarm; needed to resume a load after `serve` was restarted. Random if absent
     #[arg(long, env = "STARLING_SWARM_TOKEN", hide_env_values = true)]
     pub token: Option<String>,
+    /// Also serve torrents of N equal parts, at URL.1-of-N to URL.N-of-N, for ordinary clients
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub parts: Option<u32>,
     /// Who gives what to whom: ours; or, to compare with, paper, plain, central, tree
     #[arg(long, default_value = "ours")]
     pub mode: Mode,
@@ -202,6 +205,7 @@ impl ServeArgs {
             rate: Rate(None),
             expect: 0,
             token: None,
+            parts: None,
             mode: Mode::Ours,
             streams: None,
             json: false,
@@ -254,7 +258,10 @@ pub async fn open(args: &ServeArgs, hashed: &Arc<Hashed>) -> Result<Served, Fail
 
 /// Starts serving what was hashed; `from_store` bytes left the store for that.
 pub async fn start(args: &ServeArgs, opened: Opened, from_store: u64) -> Result<Served, Failure> {
-    let Opened { meta, hashes, held, original } = opened;
+    let Opened { mut meta, hashes, held, original } = opened;
+    if let Some(parts) = args.parts {
+        meta = meta.with_parts(parts as usize).map_err(|e| Failure::new(2, e.code(), e))?;
+    }
     let meta = Arc::new(meta);
     let cannot = |e: std::io::Error| Failure::new(3, "cannot-listen", e);
     let http = TcpListener::bind(args.listen).await.map_err(cannot)?;
@@ -346,11 +353,13 @@ async fn serve(args: ServeArgs) -> Result<(), Failure> {
     let (bytes, from_store) = (served.meta.layout.total(), served.from_store);
     if args.json {
         let peer = served.origin.as_ref().map(|origin| origin.address);
-        let serving =
-            json!({"event": "serving", "url": served.url, "bytes": bytes, "peer": peer, "from_store": from_store});
+        let serving = json!({"event": "serving", "url": served.url, "bytes": bytes, "peer": peer, "from_store": from_store, "parts": args.parts});
         println!("{serving}");
     } else {
         println!("serving {} ({bytes} bytes) at {}", served.meta.name, served.url);
+        if let Some(parts) = args.parts {
+            println!("torrents of its parts are at {url}.1-of-{parts} to {url}.{parts}-of-{parts}", url = served.url);
+        }
     }
     let mut second = tokio::time::interval(Duration::from_secs(1));
     let (mut failed, mut marked) = (0, BTreeSet::new());

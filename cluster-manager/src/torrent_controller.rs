@@ -1,6 +1,7 @@
 //! The torrent controller as a service: announces in, the policy's decisions out.
 //!
-//! `GET /NAME` gives the metainfo (a torrent file; with `?pieces=0`, as our peers ask, without the SHA-1 pieces), `GET /announce` serves
+//! `GET /NAME` gives the metainfo (a torrent file; with `?pieces=0`, as our peers ask, without the SHA-1 pieces), `GET /NAME.I-of-N` the torrent of a
+//! part, `GET /announce` serves
 //! ordinary clients, `POST /swarm/announce` ours, `GET /swarm/status` whoever watches. All decisions are [`Policy`]'s; here are only addresses, clocks and waiting.
 //! Where the origin is an object store, `POST /swarm/lease` gives relays what to read and `GET /swarm/hashes/CHUNK` proves it.
 //! Nothing is kept on disk: after a restart one round of announces brings everything back.
@@ -9,6 +10,7 @@ mod leases;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -23,9 +25,10 @@ use axum::serve::IncomingStream;
 use axum::{Json, Router};
 use serde::Serialize;
 use storage::overlay::announce::{self, Error, PeerOrders, PeerReport, Query};
-use storage::overlay::metainfo::Metainfo;
+use storage::overlay::metainfo::{InfoHash, Metainfo};
 use storage::overlay::peer::LeaseBook;
-use storage::overlay::policy::{Config, Millis, NodeId, Orders, Policy, Report, Role};
+use storage::overlay::policy::{Config, Demand, Millis, NodeId, Orders, Policy, Report, Role};
+use storage::overlay::wire::Handshake;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
 
@@ -80,6 +83,8 @@ struct Inner {
 
 struct Member {
     address: SocketAddr,
+    /// Of its torrent: the whole's, or that of a part.
+    info_hash: InfoHash,
     ordinary: bool,
     complete: bool,
     seen: Instant,
@@ -266,13 +271,12 @@ impl TorrentController {
             .with_state(self.clone())
     }
 
-    fn check(&self, info_hash: Option<[u8; 20]>, token: &str) -> Result<(), Error> {
-        if info_hash != Some(self.meta.info_hash) {
-            return Err(Error::Unknown);
-        }
+    /// The pieces of the torrent that is spoken of.
+    fn check(&self, info_hash: Option<InfoHash>, token: &str) -> Result<Range<u32>, Error> {
+        let pieces = info_hash.and_then(|hash| self.meta.pieces_of(&hash)).ok_or(Error::Unknown)?;
         // Digests, so that the time taken says nothing of the token.
         let same = announce_digest(token) == announce_digest(&self.meta.token);
-        if same { Ok(()) } else { Err(Error::Token) }
+        if same { Ok(pieces) } else { Err(Error::Token) }
     }
 
     /// A member speaks for itself alone.
@@ -327,9 +331,11 @@ impl TorrentController {
         });
     }
 
-    fn addresses(&self, nodes: &[NodeId]) -> Vec<SocketAddr> {
+    /// Of those whom a member with this torrent can talk to: ours take all who dial, ordinary clients those with the same.
+    fn addresses(&self, nodes: &[NodeId], info_hash: &InfoHash) -> Vec<SocketAddr> {
         let inner = self.inner();
-        nodes.iter().filter_map(|id| inner.members.get(id)).map(|m| m.address).collect()
+        let members = nodes.iter().filter_map(|id| inner.members.get(id));
+        members.filter(|m| !m.ordinary || m.info_hash == *info_hash).map(|m| m.address).collect()
     }
 }
 
@@ -355,11 +361,12 @@ impl LeaseBook for TorrentController {
         self.with(|inner, now| inner.policy.lease_done(now, node, piece));
     }
 
-    fn guest(&self, peer_id: &[u8; 20], ip: IpAddr) -> Option<NodeId> {
+    fn guest(&self, theirs: &Handshake, ip: IpAddr) -> Option<NodeId> {
         let inner = self.inner();
-        let id = Query::node_of(peer_id);
+        let id = Query::node_of(&theirs.peer_id, &theirs.info_hash);
         let by_id = inner.members.get(&id).filter(|m| m.ordinary).map(|_| id);
-        by_id.or_else(|| inner.members.iter().find(|(_, m)| m.ordinary && m.address.ip() == ip).map(|(id, _)| *id))
+        let fits = |m: &Member| m.ordinary && m.address.ip() == ip && m.info_hash == theirs.info_hash;
+        by_id.or_else(|| inner.members.iter().find(|(_, m)| fits(m)).map(|(id, _)| *id))
     }
 }
 
@@ -373,14 +380,17 @@ async fn metainfo(
     RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Response {
-    if name.strip_suffix(".torrent").unwrap_or(&name) != this.meta.name {
-        return (StatusCode::NOT_FOUND, "no such swarm here\n").into_response();
+    let name = name.strip_suffix(".torrent").unwrap_or(&name);
+    let announce = format!("http://{}/announce?token={}", host(&headers), this.meta.token);
+    let torrent = match query.as_deref() {
+        _ if name != this.meta.name => this.meta.encode_part(name, &announce),
+        Some("pieces=0") => Some(this.meta.without_pieces().encode(&announce)),
+        _ => Some(this.meta.encode(&announce)),
+    };
+    match torrent {
+        Some(torrent) => ([("content-type", "application/x-bittorrent")], torrent).into_response(),
+        None => (StatusCode::NOT_FOUND, "no such swarm here\n").into_response(),
     }
-    let host = host(&headers);
-    let short = query.as_deref() == Some("pieces=0");
-    let meta = if short { Arc::new(this.meta.without_pieces()) } else { this.meta.clone() };
-    let torrent = meta.encode(&format!("http://{host}/announce?token={}", this.meta.token));
-    ([("content-type", "application/x-bittorrent")], torrent).into_response()
 }
 
 async fn ordinary(
@@ -395,9 +405,11 @@ async fn ordinary(
         Err(error) => return refuse(error),
     };
     let id = query.node();
-    if let Err(error) = this.check(Some(query.info_hash), &query.token).and_then(|()| this.speaks(id, from)) {
-        return refuse(error);
-    }
+    let checked = this.check(Some(query.info_hash), &query.token);
+    let pieces = match checked.and_then(|pieces| this.speaks(id, from).map(|()| pieces)) {
+        Ok(pieces) => pieces,
+        Err(error) => return refuse(error),
+    };
     if query.stopped {
         this.gone(id, SocketAddr::new(from.ip(), query.port), None);
         return announce::compact(ORDINARY_INTERVAL_S, &[]).into_response();
@@ -405,21 +417,23 @@ async fn ordinary(
     let complete = query.left == 0;
     let member = Member {
         address: SocketAddr::new(from.ip(), query.port),
+        info_hash: query.info_hash,
         ordinary: true,
         complete,
         seen: Instant::now(),
         told: None,
         received: (0, 0),
     };
-    let report = Report { complete, ..Report::default() };
+    let demand = vec![Demand { range: pieces, seed_only: false }];
+    let report = Report { complete, demand, ..Report::default() };
     let Some(orders) = this.orders(id, member, report, Duration::from_secs(3)).await else {
         return refuse(Error::Unknown);
     };
-    let mut peers = this.addresses(&orders.neighbours);
+    let mut peers = this.addresses(&orders.neighbours, &query.info_hash);
     if orders.role != Role::Capped && peers.len() < ORDINARY_PEERS {
         let others: Vec<_> =
             this.inner().members.keys().copied().filter(|other| *other != id).take(ORDINARY_PEERS).collect();
-        peers.extend(this.addresses(&others));
+        peers.extend(this.addresses(&others, &query.info_hash));
     }
     if orders.origin {
         peers.extend(this.origin_peer(&headers, to));
@@ -455,6 +469,7 @@ async fn ours_checked(
 ) -> Result<PeerOrders, Error> {
     let said = PeerReport::parse(body)?;
     this.check(said.info_hash(), &said.token)?;
+    let info_hash = this.meta.info_hash;
     let report = said.report(this.meta.layout.pieces())?;
     this.speaks(said.node, from)?;
     let address = SocketAddr::new(from.ip(), said.port);
@@ -473,6 +488,7 @@ async fn ours_checked(
     }
     let member = Member {
         address,
+        info_hash,
         ordinary: false,
         complete: said.complete,
         seen: Instant::now(),
@@ -482,7 +498,7 @@ async fn ours_checked(
     let wait = Duration::from_millis(said.wait_ms);
     let orders = this.orders(said.node, member, report, wait).await.ok_or(Error::Unknown)?;
     let why = this.failure();
-    let peers = this.addresses(&orders.neighbours);
+    let peers = this.addresses(&orders.neighbours, &info_hash);
     let guests = this.inner().members.values().filter(|m| m.ordinary).map(|m| m.address.ip()).collect();
     Ok(PeerOrders {
         role: format!("{:?}", orders.role).to_lowercase(),

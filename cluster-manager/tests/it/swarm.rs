@@ -522,10 +522,15 @@ fn quiet(command: &mut Command) -> Ended {
 }
 
 /// The torrent as ordinary clients take it.
-async fn torrent(served: &Served, dir: &Path) -> std::path::PathBuf {
-    let torrent = dir.join("set.torrent");
-    let whole = storage::fetch::http().build().unwrap().get(&served.url).send().await.unwrap();
-    std::fs::write(&torrent, whole.bytes().await.unwrap()).unwrap();
+async fn torrent(served: &Served, dir: &Path) -> PathBuf {
+    torrent_at(&served.url, dir).await
+}
+
+async fn torrent_at(url: &str, dir: &Path) -> PathBuf {
+    let torrent = dir.join(format!("{}.torrent", url.rsplit_once('/').unwrap().1));
+    let answer = storage::fetch::http().build().unwrap().get(url).send().await.unwrap();
+    assert!(answer.status().is_success(), "{url}");
+    std::fs::write(&torrent, answer.bytes().await.unwrap()).unwrap();
     torrent
 }
 
@@ -536,16 +541,29 @@ fn aria2(torrent: &Path, dir: &Path) -> Ended {
     quiet(command.args([dir, torrent]))
 }
 
+const LIBTORRENT: &str = "import libtorrent as lt, sys, time
+s = lt.session({'listen_interfaces': '127.0.6.3:0', 'outgoing_interfaces': '127.0.6.3', 'enable_dht': False, 'enable_lsd': False,
+  'enable_upnp': False, 'enable_natpmp': False, 'allow_multiple_connections_per_ip': True, 'min_announce_interval': 2})
+h = [s.add_torrent({'ti': lt.torrent_info(torrent), 'save_path': sys.argv[1]}) for torrent in sys.argv[2:]]
+time.sleep(120)";
+
+fn libtorrent(torrents: &[&Path], dir: &Path) -> Ended {
+    quiet(Command::new("/usr/bin/python3").args(["-c", LIBTORRENT]).arg(dir).args(torrents))
+}
+
 /// Waits until another client's file is whole.
 async fn others_whole(dir: &Path, data: &[u8], served: &Served) {
-    let file = dir.join("set.bin");
+    file_whole(&dir.join("set.bin"), data, served).await;
+}
+
+async fn file_whole(file: &Path, data: &[u8], served: &Served) {
     let whole = async {
-        while !std::fs::read(&file).is_ok_and(|found| found == data) {
+        while !std::fs::read(file).is_ok_and(|found| found == data) {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     };
     let done = tokio::time::timeout(LIMIT, whole).await;
-    assert!(done.is_ok(), "{} never whole: {:?}", dir.display(), served.controller.status());
+    assert!(done.is_ok(), "{} never whole: {:?}", file.display(), served.controller.status());
 }
 
 /// All leases went to others, and with them the hashes that they do not know of.
@@ -574,13 +592,8 @@ async fn aria2_libtorrent_transmission_and_ours_complete_in_one_swarm() {
     };
     let aria2_dir = place("aria2");
     let _aria2 = aria2(&torrent, &aria2_dir);
-    let libtorrent = place("libtorrent");
-    let script = "import libtorrent as lt, sys, time
-s = lt.session({'listen_interfaces': '127.0.6.3:0', 'outgoing_interfaces': '127.0.6.3', 'enable_dht': False, 'enable_lsd': False,
-  'enable_upnp': False, 'enable_natpmp': False, 'allow_multiple_connections_per_ip': True})
-h = s.add_torrent({'ti': lt.torrent_info(sys.argv[1]), 'save_path': sys.argv[2]})
-time.sleep(120)";
-    let _libtorrent = quiet(Command::new("/usr/bin/python3").args(["-c", script]).args([&torrent, &libtorrent]));
+    let libtorrent_dir = place("libtorrent");
+    let _libtorrent = libtorrent(&[&torrent], &libtorrent_dir);
     let transmission = place("transmission");
     let settings = r#"{"bind-address-ipv4": "127.0.6.4", "dht-enabled": false, "lpd-enabled": false, "pex-enabled": false,
         "port-forwarding-enabled": false, "utp-enabled": false, "peer-port-random-on-start": true, "rpc-enabled": false}"#;
@@ -594,7 +607,43 @@ time.sleep(120)";
     for node in &ours {
         node.whole(&data).await;
     }
-    for other in [&aria2_dir, &libtorrent, &transmission] {
+    for other in [&aria2_dir, &libtorrent_dir, &transmission] {
         others_whole(other, &data, &served).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ordinary_clients_take_parts_by_torrents_of_their_own_in_the_one_swarm_from_the_origin_and_from_ours() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = bytes(5_000_000);
+    std::fs::write(dir.path().join("set.bin"), &data).unwrap();
+    let args = ServeArgs { parts: Some(4), rate: Rate(Some(4_000_000)), ..args(dir.path()) };
+    let served = swarm::open(&args, &Default::default()).await.unwrap();
+    let (mut torrents, mut parts) = (Vec::new(), Vec::new());
+    for number in 1..=4 {
+        torrents.push(torrent_at(&format!("{}.{number}-of-4", served.url), dir.path()).await);
+        let share = swarm::Share { number, of: 4 };
+        let own = swarm::part_of(&served.meta.layout, share, 0.0).unwrap().own.remove(0);
+        parts.push(&data[own.start as usize..own.end as usize]);
+    }
+    let place = |name: &str| {
+        let place = dir.path().join(name);
+        std::fs::create_dir_all(&place).unwrap();
+        place
+    };
+    let (aria2_dir, libtorrent_dir, late_dir) = (place("aria2"), place("libtorrent"), place("late"));
+    // Nobody else wants these parts yet.
+    let first = aria2(&torrents[1], &aria2_dir);
+    let _two = libtorrent(&[&torrents[2], &torrents[3]], &libtorrent_dir);
+    file_whole(&aria2_dir.join("set.bin.2-of-4"), parts[1], &served).await;
+    file_whole(&libtorrent_dir.join("set.bin.3-of-4"), parts[2], &served).await;
+    file_whole(&libtorrent_dir.join("set.bin.4-of-4"), parts[3], &served).await;
+    // What they have had of the origin ours take from them.
+    Node::join(&served, dir.path(), "127.0.6.11", 11).await.whole(&data).await;
+    assert!(served.given() < 5_500_000, "the origin gave {} bytes", served.given());
+    // And what the origin has given to all, another takes from ours.
+    let _ours = Node::join(&served, dir.path(), "127.0.6.12", 12).await;
+    drop(first);
+    let _late = aria2(&torrents[0], &late_dir);
+    file_whole(&late_dir.join("set.bin.1-of-4"), parts[0], &served).await;
 }

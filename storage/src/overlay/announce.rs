@@ -81,11 +81,12 @@ impl Query {
 
     /// The node's identity for the policy, from the client's own.
     pub fn node(&self) -> u64 {
-        Self::node_of(&self.peer_id)
+        Self::node_of(&self.peer_id, &self.info_hash)
     }
 
-    pub fn node_of(peer_id: &[u8; 20]) -> u64 {
-        let digest = blake3::hash(peer_id);
+    /// One client may take several parts, each by a torrent of its own.
+    pub fn node_of(peer_id: &[u8; 20], info_hash: &InfoHash) -> u64 {
+        let digest = blake3::hash(&[*peer_id, *info_hash].concat());
         digest.as_bytes().first_chunk().map_or(0, |b| u64::from_be_bytes(*b))
     }
 }

@@ -4,6 +4,8 @@
 //! beside `info`, one BLAKE3 root per chunk; where `info` is given without its pieces, its hash, too. The hashes of a chunk's groups are not carried here (they would be 50 MB for
 //! 100 GB): peers pass them on, and [`Metainfo::check_hashes`] proves them against the root.
 
+mod parts;
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -46,6 +48,8 @@ pub struct Metainfo {
     pub layout: Layout,
     pub info_hash: InfoHash,
     pub roots: Vec<[u8; 32]>,
+    /// Info hashes of torrents of equal parts, where there are any.
+    pub parts: Vec<InfoHash>,
     /// Bearer secret of the swarm; whoever has the metainfo may take part.
     pub token: String,
     /// The torrent's `info` dictionary, perhaps without its `pieces`.
@@ -120,8 +124,13 @@ impl Metainfo {
             return Err(Error::Lengths("number of chunk roots"));
         }
         let roots = roots.as_chunks::<32>().0.to_vec();
+        let parts = ours.get("parts").and_then(Value::as_bytes).unwrap_or_default();
+        if !parts.len().is_multiple_of(20) || parts.len() / 20 > layout.pieces() as usize {
+            return Err(Error::Lengths("number of parts"));
+        }
+        let parts = parts.as_chunks::<20>().0.to_vec();
         let token = ours.get("token").and_then(Value::as_str).ok_or(Error::Missing("token"))?.to_owned();
-        Ok(Self { name, files, layout, info_hash, roots, token, info: info_raw.to_vec() })
+        Ok(Self { name, files, layout, info_hash, roots, parts, token, info: info_raw.to_vec() })
     }
 
     /// The same without the SHA-1 of its pieces, which ordinary clients alone need: 20 bytes for each, which all nodes would ask
@@ -147,7 +156,8 @@ impl Metainfo {
             ("roots", Value::bytes(roots)),
             ("token", Value::text(&self.token)),
         ];
-        let ours = Value::dict(ours.into_iter().chain(told)).encode();
+        let parts = (!self.parts.is_empty()).then(|| ("parts", Value::bytes(self.parts.concat())));
+        let ours = Value::dict(ours.into_iter().chain(told).chain(parts)).encode();
         let mut out = b"d".to_vec();
         for (key, raw) in [("announce", &Value::text(announce).encode()), ("info", &self.info), ("starling", &ours)] {
             out.extend_from_slice(&Value::text(key).encode());
@@ -208,6 +218,19 @@ fn subtree(hashes: &[GroupHash], layout: &Layout, len: u64) -> GroupHash {
 
 fn left_groups(layout: &Layout, len: u64) -> usize {
     layout.group_at(left_subtree_len(len)) as usize
+}
+
+/// The `info` dictionary of a torrent; `shape` is its `length` or its `files`.
+fn info(shape: (&str, Value), name: &str, layout: &Layout, pieces: Vec<u8>) -> Vec<u8> {
+    Value::dict([
+        shape,
+        ("name", Value::text(name)),
+        ("piece length", Value::Int(layout.piece_len_max() as i64)),
+        ("pieces", Value::bytes(pieces)),
+        // No DHT and no peer exchange: only the controller names peers (BEP-27).
+        ("private", Value::Int(1)),
+    ])
+    .encode()
 }
 
 fn length(value: Option<&Value>) -> Option<u64> {
@@ -390,15 +413,7 @@ impl Maker {
             });
             ("files", Value::List(each.collect()))
         };
-        let info = Value::dict([
-            shape,
-            ("name", Value::text(name)),
-            ("piece length", Value::Int(self.layout.piece_len_max() as i64)),
-            ("pieces", Value::bytes(self.pieces)),
-            // No DHT and no peer exchange: only the controller names peers (BEP-27).
-            ("private", Value::Int(1)),
-        ])
-        .encode();
+        let info = info(shape, name, &self.layout, self.pieces);
         let info_hash = Sha1::digest(&info).into();
         let meta = Metainfo {
             name: name.to_owned(),
@@ -406,6 +421,7 @@ impl Maker {
             layout: self.layout,
             info_hash,
             roots: self.roots,
+            parts: Vec::new(),
             token: token.to_owned(),
             info,
         };

@@ -9,6 +9,7 @@
 mod bucket;
 mod conn;
 mod incoming;
+mod part;
 mod relay;
 mod state;
 
@@ -33,6 +34,7 @@ use super::bits::Bits;
 use super::metainfo::{GroupHash, Metainfo};
 use super::policy::{Millis, NodeId};
 use super::store::{Error, Files, Store};
+use super::wire::Handshake;
 
 /// In a data centre a peer that does not answer in this time is dead.
 const DIAL: Duration = Duration::from_millis(500);
@@ -76,8 +78,8 @@ pub trait LeaseBook: Send + Sync {
     fn next(&self) -> Option<(NodeId, u32)>;
     fn sent(&self, node: NodeId, piece: u32);
     fn done(&self, node: NodeId, piece: u32);
-    /// An ordinary client of this address has announced itself; answers its node.
-    fn guest(&self, peer_id: &[u8; 20], ip: IpAddr) -> Option<NodeId>;
+    /// An ordinary client of this address has announced itself for that torrent; answers its node.
+    fn guest(&self, theirs: &Handshake, ip: IpAddr) -> Option<NodeId>;
 }
 
 /// Where a peer's bytes lie.

@@ -14,8 +14,10 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::Notify;
 
 use super::incoming::Incoming;
+use super::part::to_whole;
 use super::state::{Kind, Upload};
 use super::{Shared, Verified};
+use crate::overlay::announce::Query;
 use crate::overlay::metainfo::Metainfo;
 use crate::overlay::picker::SourceId;
 use crate::overlay::policy::NodeId;
@@ -37,9 +39,15 @@ pub async fn run(shared: Arc<Shared>, stream: TcpStream, address: SocketAddr, ou
     let _ = stream.set_nodelay(true);
     let (mut read, mut write) = stream.into_split();
     let mut buffer = BytesMut::new();
-    let greeting = greet(&shared, &mut read, &mut write, &mut buffer, address);
-    let Ok(Some((node, kind, listen))) = tokio::time::timeout(GREETING, greeting).await else { return };
-    let registered = shared.state().register(&shared.meta, node, kind, listen, outgoing, shared.origin());
+    let greeting = greet(&shared, &mut read, &mut write, &mut buffer, (address, outgoing));
+    let Ok(Some((node, kind, listen, pieces))) = tokio::time::timeout(GREETING, greeting).await else { return };
+    let registered = {
+        let mut state = shared.state();
+        let registered = state.register(&shared.meta, node, kind, listen, outgoing, shared.origin());
+        let conn = registered.as_ref().and_then(|(id, _)| state.conns.get_mut(id));
+        conn.into_iter().for_each(|conn| conn.pieces = pieces.clone());
+        registered
+    };
     let Some((id, wake)) = registered else { return };
     tracing::debug!(%address, ?kind, "peer connected");
     if let Some(book) = &shared.book {
@@ -48,8 +56,8 @@ pub async fn run(shared: Arc<Shared>, stream: TcpStream, address: SocketAddr, ou
     }
     let incoming = Incoming::new(read, buffer, shared.pool.clone());
     tokio::select! {
-        () = reader(&shared, id, node, incoming) => {}
-        () = writer(&shared, id, node, &wake, write) => {}
+        () = reader(&shared, id, node, &pieces, incoming) => {}
+        () = writer(&shared, id, node, pieces.start, &wake, write) => {}
     }
     let dropped = shared.state().drop_conn(id);
     if let (Some(book), Some(_)) = (&shared.book, dropped) {
@@ -58,35 +66,40 @@ pub async fn run(shared: Arc<Shared>, stream: TcpStream, address: SocketAddr, ou
     }
 }
 
-/// Who is there: node, kind, and where it listens. `None` = not welcome.
+/// Who is there: node, kind, where it listens, and the pieces of its torrent. `None` = not welcome. Who was dialled is one of ours, or an
+/// ordinary client with the whole's torrent; who dials says first what it is there for.
 async fn greet(
     shared: &Shared,
     read: &mut OwnedReadHalf,
     write: &mut OwnedWriteHalf,
     buffer: &mut BytesMut,
-    address: SocketAddr,
-) -> Option<(NodeId, Kind, SocketAddr)> {
+    (address, outgoing): (SocketAddr, bool),
+) -> Option<(NodeId, Kind, SocketAddr, Range<u32>)> {
     let mut peer_id = [0; 20];
     peer_id[..8].copy_from_slice(PEER_ID_PREFIX);
     peer_id[8..16].copy_from_slice(&shared.config.node.to_be_bytes());
-    let ours = Handshake { info_hash: shared.meta.info_hash, peer_id, extended: true };
-    write.write_all(&ours.encode()).await.ok()?;
+    let ours = |info_hash| Handshake { info_hash, peer_id, extended: true }.encode();
+    if outgoing {
+        write.write_all(&ours(shared.meta.info_hash)).await.ok()?;
+    }
     let mut raw = [0; HANDSHAKE_LEN];
     read.read_exact(&mut raw).await.ok()?;
     let theirs = Handshake::decode(&raw).ok()?;
-    if theirs.info_hash != shared.meta.info_hash {
+    let pieces = shared.meta.pieces_of(&theirs.info_hash)?;
+    if !outgoing {
+        write.write_all(&ours(theirs.info_hash)).await.ok()?;
+    } else if theirs.info_hash != shared.meta.info_hash {
         return None;
     }
     if !theirs.peer_id.starts_with(PEER_ID_PREFIX) {
         let node = match &shared.book {
-            Some(book) => book.guest(&theirs.peer_id, address.ip())?,
+            Some(book) => book.guest(&theirs, address.ip())?,
             None => {
-                let digest = blake3::hash(&theirs.peer_id);
                 let invited = shared.state().guests.contains(&address.ip());
-                digest.as_bytes().first_chunk().filter(|_| invited).map(|b| u64::from_be_bytes(*b))?
+                invited.then(|| Query::node_of(&theirs.peer_id, &theirs.info_hash))?
             }
         };
-        return Some((node, Kind::Ordinary, address));
+        return Some((node, Kind::Ordinary, address, pieces));
     }
     let hello = Hello {
         ours: true,
@@ -109,7 +122,7 @@ async fn greet(
     };
     let genuine = hello.ours && same_token(&hello.token, &shared.meta);
     let kind = if hello.origin { Kind::Origin } else { Kind::Ours };
-    genuine.then(|| (hello.node, kind, SocketAddr::new(address.ip(), hello.port)))
+    genuine.then(|| (hello.node, kind, SocketAddr::new(address.ip(), hello.port), pieces))
 }
 
 /// Compares digests, so that the time taken says nothing of the token.
@@ -117,11 +130,15 @@ fn same_token(theirs: &str, meta: &Metainfo) -> bool {
     blake3::hash(theirs.as_bytes()) == blake3::hash(meta.token.as_bytes())
 }
 
-async fn reader(shared: &Shared, id: SourceId, node: NodeId, mut incoming: Incoming) {
+async fn reader(shared: &Shared, id: SourceId, node: NodeId, pieces: &Range<u32>, mut incoming: Incoming) {
     loop {
         match incoming.next().await {
             Ok(message) => {
-                if let Err(why) = take(shared, id, node, message).await {
+                let taken = match to_whole(pieces, &shared.meta.layout, message) {
+                    Some(message) => take(shared, id, node, message).await,
+                    None => Err("pieces that its torrent does not have"),
+                };
+                if let Err(why) = taken {
                     tracing::debug!(node, why, "peer dropped");
                     return;
                 }
@@ -176,13 +193,20 @@ async fn group_arrived(shared: &Shared, id: SourceId, group: u32, data: Bytes) -
     Ok(())
 }
 
-async fn writer(shared: &Shared, id: SourceId, node: NodeId, wake: &Notify, mut write: OwnedWriteHalf) {
+async fn writer(
+    shared: &Shared,
+    id: SourceId,
+    node: NodeId,
+    first_piece: u32,
+    wake: &Notify,
+    mut write: OwnedWriteHalf,
+) {
     let mut out = BytesMut::new();
     loop {
         let next = shared.state().output(id, &shared.meta.layout, &mut out);
         let Some(upload) = next else { return };
         let done = match upload {
-            Some(upload) => give(shared, node, upload, &mut out, &mut write).await,
+            Some(upload) => give(shared, node, first_piece, upload, &mut out, &mut write).await,
             None if !out.is_empty() => write.write_all(&out).await,
             None => match tokio::time::timeout(KEEP_ALIVE, wake.notified()).await {
                 Ok(()) => continue,
@@ -203,6 +227,7 @@ async fn writer(shared: &Shared, id: SourceId, node: NodeId, wake: &Notify, mut 
 async fn give(
     shared: &Shared,
     node: NodeId,
+    first_piece: u32,
     upload: Upload,
     out: &mut BytesMut,
     write: &mut OwnedWriteHalf,
@@ -225,7 +250,7 @@ async fn give(
         }
         Upload::Block(block) => {
             let start = layout.piece_bytes(block.piece).start + u64::from(block.begin);
-            out.extend_from_slice(&wire::piece_header(block.piece, block.begin, block.len as usize));
+            out.extend_from_slice(&wire::piece_header(block.piece - first_piece, block.begin, block.len as usize));
             (start..start + u64::from(block.len), None)
         }
     };

@@ -6,6 +6,7 @@ mod store;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -16,6 +17,7 @@ use self::ask::Pace;
 pub use self::ask::groups_ahead;
 pub use self::store::STORE;
 use super::Progress;
+use super::part::to_part;
 use crate::overlay::bits::Bits;
 use crate::overlay::layout::Layout;
 use crate::overlay::metainfo::{GroupHash, Metainfo};
@@ -74,6 +76,8 @@ pub enum Leased {
 pub struct Conn {
     pub node: NodeId,
     pub kind: Kind,
+    /// Those of its torrent.
+    pub pieces: Range<u32>,
     pub wake: Arc<Notify>,
     /// Where it listens, as far as known.
     listen: SocketAddr,
@@ -226,6 +230,7 @@ impl State {
         let mut conn = Conn {
             node,
             kind,
+            pieces: 0..meta.layout.pieces(),
             wake: wake.clone(),
             listen,
             outgoing,
@@ -302,7 +307,7 @@ impl State {
         let conn = self.conns.get_mut(&id)?;
         for message in conn.control.drain(..) {
             debug_assert!(conn.kind != Kind::Ordinary || !matches!(message, Message::Ours(_)), "{message:?}");
-            wire::encode(&message, out);
+            to_part(&conn.pieces, layout, message).iter().for_each(|message| wire::encode(message, out));
         }
         if let Some(chunk) = conn.hashes_due.pop_first()
             && let Some(Some(hashes)) = self.hashes.get(chunk as usize)
@@ -324,7 +329,9 @@ impl State {
             Kind::Ordinary => {
                 for piece in fresh.iter().map(|g| layout.piece_of(*g)) {
                     if layout.piece_groups(piece).all(|g| self.stored.get(g)) && conn.shown.insert(piece) {
-                        wire::encode(&Message::Have(piece), out);
+                        to_part(&conn.pieces, layout, Message::Have(piece))
+                            .iter()
+                            .for_each(|have| wire::encode(have, out));
                     }
                 }
             }
