@@ -2,11 +2,13 @@
 //!
 //! There is no index: home reads a little at the start, at the end, and at each cut from an estimated byte on until it has
 //! seen a key frame and everything that belongs before it. The rate must be constant: frame numbers follow from times.
-//! A part is the start of the film (program tables, codec setup, first picture) and the bytes between two cuts.
+//! A part is the program's tables, the codec's setup, and the bytes between two cuts.
 
 mod packet;
 
-use packet::{PACKET, Start, Stream, first_payload, program, starts};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use packet::{PACKET, Setup, Start, Stream, first_payload, program, starts};
 
 use super::cut;
 use super::error::FilmError;
@@ -14,7 +16,7 @@ use super::part::{Clip, PartInput, Ratio};
 use super::plan::{AudioInfo, AudioSpan, Container, FilmInfo, Plan, PlanOptions, PlannedPart};
 use super::rate;
 use super::sparse::{Halt, Sparse, all_of};
-use crate::range::{ByteRange, coalesce};
+use crate::range::ByteRange;
 
 const TICK: Ratio = Ratio { num: 1, den: 90_000 };
 /// Most bytes read at one place, in search of what must be there.
@@ -40,10 +42,10 @@ pub fn read(bytes: &Sparse, options: &PlanOptions) -> Result<Plan, Halt> {
 
 struct Film<'a> {
     bytes: &'a Sparse,
-    video: u16,
+    video: Stream,
+    setup: Setup,
     audio: Option<(u16, AudioInfo)>,
-    /// First picture: where part heads end, and the time of frame 0.
-    head_end: u64,
+    /// The time of frame 0.
     first: i64,
     latest: i64,
     rate: Ratio,
@@ -57,6 +59,8 @@ struct Cut {
     /// First byte of the part after, and end of the part before; they overlap.
     begin: u64,
     end: u64,
+    /// The first picture from `begin` on.
+    next: Option<Start>,
     sound: Option<i64>,
 }
 
@@ -65,7 +69,7 @@ impl<'a> Film<'a> {
         let head = bytes.known(0);
         let Some(streams) = program(head) else { return Err(more(bytes, 0, "no program tables")) };
         let video = streams.iter().find(|stream| matches!(stream.kind, 0x01 | 0x02 | 0x10 | 0x1b | 0x24));
-        let video = video.ok_or(FilmError::NoVideo)?.pid;
+        let video = video.copied().ok_or(FilmError::NoVideo)?;
         let audio = match streams.iter().find(|stream| is_audio(stream)) {
             Some(stream) => match first_payload(head, stream.pid) {
                 Some(payload) => Some((stream.pid, audio_info(stream, payload)?)),
@@ -73,13 +77,12 @@ impl<'a> Film<'a> {
             },
             None => None,
         };
-        let pictures = starts(head, 0, &[video]);
+        let pictures = starts(head, 0, &[video.pid]);
         if pictures.len() < FRAMES_SEEN && (head.len() as u64) < bytes.size() {
             return Err(more(bytes, 0, "too few pictures"));
         }
-        let first = pictures.iter().position(|start| start.key).unwrap_or(0);
-        let Some(&key) = pictures.get(first) else { return Err(FilmError::NoVideo.into()) };
-        let head_end = pictures.get(first + 1).map_or(head.len() as u64, |next| next.at);
+        let first = pictures.iter().find(|start| start.key).or(pictures.first());
+        let Some(&key) = first else { return Err(FilmError::NoVideo.into()) };
         let mut times: Vec<i64> = pictures.iter().map(|start| start.pts).filter(|&pts| pts >= key.pts).collect();
         times.sort_unstable();
         // The bytes may have ended before the last few in time were all there.
@@ -90,10 +93,10 @@ impl<'a> Film<'a> {
         Ok(Self {
             bytes,
             video,
+            setup: Setup::read(head, video).ok_or_else(|| more(bytes, 0, "no parameters of its pictures"))?,
             audio,
-            head_end,
             first: key.pts,
-            latest: latest(bytes, video)?,
+            latest: latest(bytes, video.pid)?,
             rate,
             offset_seconds: sound.map_or(0.0, |pts| (pts - key.pts) as f64 / 90_000.0),
         })
@@ -108,20 +111,22 @@ impl<'a> Film<'a> {
         let duration = seconds(frames);
         let size = self.bytes.size();
         let cuts = self.cuts(duration, options)?;
-        let start = Cut { pts: self.first, begin: 0, end: 0, sound: None };
-        let stop = Cut { pts: self.latest.saturating_add(1), begin: size, end: size, sound: None };
+        let start = Cut { pts: self.first, begin: 0, end: 0, next: None, sound: None };
+        let stop = Cut { pts: self.latest.saturating_add(1), begin: size, end: size, next: None, sound: None };
         let bounds: Vec<Cut> = [start].into_iter().chain(cuts).chain([stop]).collect();
         let mut parts = Vec::new();
         for pair in bounds.windows(2) {
             let &[from, to] = pair else { continue };
             let n0 = self.number(from.pts)?;
             let n1 = if to.begin == size { frames } else { self.number(to.pts)? };
-            let ranges = [ByteRange::new(0, self.head_end), ByteRange::new(from.begin, to.end)];
+            // The first part has the film's own.
+            let head = from.next.as_ref().map_or_else(Vec::new, |next| self.setup.before(next));
+            let range = ByteRange::new(from.begin, to.end);
             parts.push(PlannedPart {
                 input: PartInput {
                     format: "mpegts".into(),
-                    head: String::new(),
-                    ranges: coalesce(ranges.into_iter().flatten(), 0),
+                    head: STANDARD.encode(head),
+                    ranges: vec![range.map_err(|_| FilmError::Damaged("MPEG-TS with cuts out of order".into()))?],
                 },
                 clip: Clip {
                     lo: from.pts,
@@ -187,20 +192,23 @@ impl<'a> Film<'a> {
     /// The first key frame after two sound packets, if all that belongs before it can be seen.
     fn cut(&self, at: u64, known: &[u8]) -> Option<Cut> {
         let audio = self.audio.as_ref().map(|(pid, _)| *pid);
-        let units = starts(known, at, &[self.video, audio.unwrap_or(self.video)]);
-        let mut sounds: Vec<Start> = Vec::new();
+        let units = starts(known, at, &[self.video.pid, audio.unwrap_or(self.video.pid)]);
+        let (mut sounds, mut pictures): (Vec<Start>, Vec<Start>) = (Vec::new(), Vec::new());
         let mut units = units.into_iter();
         let key = units.by_ref().find(|unit| {
             if Some(unit.pid) == audio {
-                sounds.push(*unit);
+                sounds.push(*unit)
+            } else {
+                pictures.push(*unit)
             }
-            unit.pid == self.video && unit.key && (audio.is_none() || sounds.len() >= 2)
+            unit.pid == self.video.pid && unit.key && (audio.is_none() || sounds.len() >= 2)
         })?;
         // A packet joined to the wrong end of another is damaged: the first sound packet of a part is never its own.
-        let lead = sounds.iter().rev().nth(1).map_or(key.at, |sound| sound.at);
+        let begin = sounds.iter().rev().nth(1).map_or(key.at, |sound| sound.at.min(key.at));
+        let next = pictures.into_iter().find(|picture| picture.at >= begin);
         let (mut pictures_end, mut sound, mut sound_end) = (None, None, audio.is_none().then_some(key.at));
         for unit in units {
-            if unit.pid == self.video {
+            if unit.pid == self.video.pid {
                 // Whatever comes after this in the file is decoded, so shown, after the cut.
                 pictures_end = pictures_end.or((unit.dts >= key.pts).then_some(unit.at));
             } else if sound.is_none() {
@@ -209,7 +217,7 @@ impl<'a> Film<'a> {
                 sound_end = sound_end.or(Some(unit.at));
             }
             if let (Some(pictures), Some(heard)) = (pictures_end, sound_end) {
-                return Some(Cut { pts: key.pts, begin: lead.min(key.at), end: pictures.max(heard), sound });
+                return Some(Cut { pts: key.pts, begin, end: pictures.max(heard), next, sound });
             }
         }
         None

@@ -1,6 +1,10 @@
 //! Transport packets, program tables and PES heads (ISO/IEC 13818-1), over bytes that may end anywhere.
 
 pub const PACKET: usize = 188;
+/// Bytes of program tables that are put before each part.
+const TABLES_MAX: usize = 64 * PACKET;
+/// Bytes of parameter sets, which go into one PES packet.
+const PARAMETERS_MAX: usize = 1 << 15;
 
 /// The start of a picture or of a few sound packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +70,91 @@ pub fn first_payload(bytes: &[u8], pid: u16) -> Option<&[u8]> {
     unit.payload.get(9 + length..)
 }
 
+/// What must come before a part: the program's tables, and what decodes its pictures. A picture of the film's beginning would be decoded
+/// before those of the part, and where pictures count on from afar (open groups), be shown among them or in the place of one.
+pub struct Setup {
+    pid: u16,
+    /// Whole packets.
+    tables: Vec<u8>,
+    parameters: Vec<u8>,
+}
+
+impl Setup {
+    /// From the first bytes of a film.
+    pub fn read(bytes: &[u8], video: Stream) -> Option<Self> {
+        let pmt = map_pid(bytes)?;
+        let count = bytes.len() / PACKET;
+        let told = |packets: &usize| program(&bytes[..packets * PACKET]).is_some();
+        let enough = (0..=count).collect::<Vec<_>>().partition_point(|packets| !told(packets));
+        let chunks = bytes.chunks_exact(PACKET).take(enough);
+        let tables = chunks.filter(|chunk| packet(chunk).is_some_and(|p| p.pid == 0 || p.pid == pmt)).flatten();
+        let tables: Vec<u8> = tables.copied().take(TABLES_MAX + 1).collect();
+        let parameters = parameters(video.kind, &elementary(bytes, video.pid))?;
+        let is_short = tables.len() <= TABLES_MAX && parameters.len() <= PARAMETERS_MAX;
+        is_short.then_some(Self { pid: video.pid, tables, parameters })
+    }
+
+    /// As if it were the beginning of `next`, the part's first picture.
+    pub fn before(&self, next: &Start) -> Vec<u8> {
+        let mut unit = vec![0, 0, 1, 0xe0];
+        unit.extend((13 + self.parameters.len() as u16).to_be_bytes());
+        unit.extend([0x80, 0xc0, 10]);
+        unit.extend(timestamp(3, next.pts));
+        unit.extend(timestamp(1, next.dts));
+        unit.extend(&self.parameters);
+        let (mut head, mut unit_start) = (self.tables.clone(), 0x40);
+        for payload in unit.chunks(PACKET - 4) {
+            let [high, low] = self.pid.to_be_bytes();
+            let stuffing = PACKET - 4 - payload.len();
+            head.extend([0x47, high | unit_start, low, if stuffing == 0 { 0x10 } else { 0x30 }]);
+            // An adaptation field: its length, no flags, and what fills it.
+            let field = [stuffing.saturating_sub(1) as u8, 0].into_iter().chain(std::iter::repeat(0xff));
+            head.extend(field.take(stuffing));
+            head.extend(payload);
+            unit_start = 0;
+        }
+        head
+    }
+}
+
+/// A stream's own bytes, without packets and PES heads.
+fn elementary(bytes: &[u8], pid: u16) -> Vec<u8> {
+    let payload = |packet: Packet<'_>| match packet.unit_start {
+        true => packet.payload.get(9 + usize::from(*packet.payload.get(8)?)..).map(<[u8]>::to_vec),
+        false => Some(packet.payload.to_vec()),
+    };
+    let packets = bytes.chunks_exact(PACKET).filter_map(packet).filter(|packet| packet.pid == pid);
+    packets.filter_map(payload).flatten().collect()
+}
+
+/// The first parameter sets (ITU-T H.264 7.4.1, H.265 7.4.2), or sequence headers (H.262 6.2.2, MPEG-4 Visual), up to the picture after them.
+fn parameters(kind: u8, stream: &[u8]) -> Option<Vec<u8>> {
+    let begins: Vec<usize> = stream.windows(3).enumerate().filter(|(_, w)| w == &[0, 0, 1]).map(|(i, _)| i).collect();
+    let is_set = |code: u8| match kind {
+        0x1b => matches!(code & 0x1f, 7 | 8 | 13 | 15),
+        0x24 => matches!(code >> 1 & 0x3f, 32..=34),
+        0x10 => matches!(code, 0..=0x2f | 0xb0 | 0xb2 | 0xb5),
+        _ => matches!(code, 0xb2 | 0xb3 | 0xb5),
+    };
+    let is_picture = |code: u8| match kind {
+        0x1b => matches!(code & 0x1f, 1..=5),
+        0x24 => code >> 1 & 0x3f < 32,
+        0x10 => code == 0xb6,
+        _ => code == 0,
+    };
+    // The last of these bytes may have been cut short.
+    let units = begins.windows(2).filter_map(|pair| stream.get(pair[0]..pair[1]).filter(|unit| unit.len() > 3));
+    let sets = units.skip_while(|unit| !is_set(unit[3])).take_while(|unit| !is_picture(unit[3]));
+    let sets = sets.filter(|unit| is_set(unit[3])).flatten().copied().collect::<Vec<u8>>();
+    Some(sets).filter(|sets| !sets.is_empty())
+}
+
+/// ISO/IEC 13818-1, 2.4.3.6; `mark` is the four bits before it.
+fn timestamp(mark: u8, time: i64) -> [u8; 5] {
+    let bits = |shift: u32| (time >> shift) as u8;
+    [mark << 4 | bits(29) & 0xe | 1, bits(22), bits(14) | 1, bits(7), bits(0) << 1 | 1]
+}
+
 fn times(pes: &[u8]) -> Option<(i64, i64)> {
     if pes.get(..3)? != [0, 0, 1] {
         return None;
@@ -85,11 +174,16 @@ fn time(bytes: &[u8]) -> Option<i64> {
     Some(field(a & 0xe, 1, 30) | field(b, 0, 22) | field(c, 1, 15) | field(d, 0, 7) | field(e, 1, 0))
 }
 
-/// The streams of the first program, if its tables are whole in these bytes.
-pub fn program(bytes: &[u8]) -> Option<Vec<Stream>> {
+/// Where the first program's table is.
+fn map_pid(bytes: &[u8]) -> Option<u16> {
     let pat = section(bytes, 0, 0)?;
     let entry = pat.get(8..)?.chunks_exact(4).find(|entry| entry[..2] != [0, 0])?;
-    let pmt = section(bytes, u16::from(entry[2] & 0x1f) << 8 | u16::from(entry[3]), 2)?;
+    Some(u16::from(entry[2] & 0x1f) << 8 | u16::from(entry[3]))
+}
+
+/// The streams of the first program, if its tables are whole in these bytes.
+pub fn program(bytes: &[u8]) -> Option<Vec<Stream>> {
+    let pmt = section(bytes, map_pid(bytes)?, 2)?;
     let info = length(pmt.get(10..12)?);
     let mut rest = pmt.get(12 + info..pmt.len().checked_sub(4)?)?;
     let mut streams = Vec::new();

@@ -250,6 +250,16 @@ fn transport_streams_are_exact_end_to_end() {
     let plan = result_is_exact(&film(Picture::Closed30, "film.ts", COPY));
     assert_eq!(plan.film.container, Container::MpegTs);
     result_is_exact(&film(Picture::Open2997, "film.ts", COPY));
+    // Pictures that count on over a whole film, on from wherever a part begins.
+    let open =
+        "-c:v libx264 -preset ultrafast -sc_threshold 0 -x264-params open-gop=1:bframes=3:b-adapt=0 -t 7 -c:a copy";
+    for keys in [20, 40, 60] {
+        result_is_exact(&film(Picture::Open2997, &format!("every-{keys}.ts"), &format!("{open} -g {keys}")));
+    }
+    result_is_exact(&film(Picture::Open2997, "late.ts", "-c copy -output_ts_offset 90000"));
+    let x265 = "-c:v libx265 -preset ultrafast -x265-params log-level=none:open-gop=1:keyint=40:min-keyint=40:bframes=3 -t 7 -c:a copy";
+    result_is_exact(&film(Picture::Open2997, "hevc.ts", x265));
+    result_is_exact(&film(Picture::Open2997, "mpeg2.ts", "-c:v mpeg2video -bf 2 -g 30 -q:v 3 -c:a copy"));
 }
 
 #[test]
