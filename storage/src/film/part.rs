@@ -57,7 +57,7 @@ pub struct Source {
 pub struct PartInput {
     /// ffmpeg demuxer name: `mp4`, `matroska` or `mpegts`.
     pub format: String,
-    /// Base64 (RFC 4648 §4, padded) of the bytes that come first: a rewritten `moov`, an EBML head, or nothing.
+    /// Base64 (RFC 4648 §4, padded) of the bytes that come first: a rewritten `moov`, an EBML head, program tables and parameter sets, or nothing.
     pub head: String,
     pub ranges: Vec<ByteRange>,
 }
