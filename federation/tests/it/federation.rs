@@ -78,7 +78,7 @@ fn run(seed: u64) -> [u64; 10] {
         if *name != d("a") && world.rng.chance(15) {
             let habit = [Habit::WrongHash, Habit::Idle, Habit::BlackHole, Habit::Accuser][world.rng.below(4) as usize];
             // By the seed, as below.
-            world.node(&name.0).habit = if seed % 7 == 0 { Habit::Fickle } else { habit };
+            world.node(&name.0).habit = if seed.is_multiple_of(7) { Habit::Fickle } else { habit };
         }
     }
     for (i, name) in names.iter().enumerate().take(1 + (seed % 2) as usize) {
