@@ -27,7 +27,7 @@ use round::{NextCall, Round};
 pub(crate) const TRIES_MAX: u32 = 3;
 /// Domains that must blame the source before a job fails for it.
 const OPINIONS: usize = 2;
-/// Failures in a row that make a domain a black hole; calls in a row without answer, and wins in a row given back, that make it suspect.
+/// Failures in a row that make a domain a black hole; calls in a row without answer, awards not accepted, and wins given back, that make it suspect.
 const ROW_MAX: u32 = 3;
 const DISHONEST_FACTOR: u64 = 10;
 /// Ads of more domains than this are not kept.
@@ -408,6 +408,13 @@ impl Broker {
 
 pub(crate) fn stale(reason: &str) -> Body {
     Body::Stale(Stale { reason: reason.into() })
+}
+
+/// Counts one more; true, and from the start again, where that is enough.
+fn is_row(counts: &mut BTreeMap<DomainId, u32>, domain: &DomainId) -> bool {
+    let count = counts.entry(domain.clone()).or_default();
+    *count += 1;
+    *count >= ROW_MAX && counts.remove(domain).is_some()
 }
 
 fn is_live(book: &Book, lease: &LeaseId, part: u32, attempt: u32) -> bool {

@@ -285,9 +285,14 @@ pub async fn run_command(args: S3Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn read_secret(file: &Path) -> anyhow::Result<Secret> {
+pub(crate) fn first_line(file: &Path) -> anyhow::Result<String> {
     let text = std::fs::read_to_string(file).with_context(|| format!("read the secret key from {}", file.display()))?;
-    let secret = text.lines().next().unwrap_or_default().trim();
+    Ok(text.lines().next().unwrap_or_default().to_owned())
+}
+
+fn read_secret(file: &Path) -> anyhow::Result<Secret> {
+    let line = first_line(file)?;
+    let secret = line.trim();
     anyhow::ensure!(!secret.is_empty(), "{} holds no secret key", file.display());
     Ok(Secret::new(secret))
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Broker, ROW_MAX, frame, is_live, stale};
+use super::{Broker, ROW_MAX, frame, is_live, is_row, stale};
 use crate::book::{Book, Lease, Part, Stage};
 use crate::cx::{About, Cx, contract};
 use crate::domain::{DomainConfig, Lost, Output};
@@ -97,10 +97,7 @@ impl Broker {
     /// Who bids and does not take what it wins is not called for ever.
     fn not_accepted(&mut self, cx: &mut Cx, id: &LeaseId, reason: &str) {
         let Some(domain) = cx.book.leases.get(id).map(|l| l.domain.clone()) else { return };
-        let count = self.unaccepted.entry(domain.clone()).or_default();
-        *count += 1;
-        if *count >= ROW_MAX {
-            self.unaccepted.remove(&domain);
+        if is_row(&mut self.unaccepted, &domain) {
             self.mark(cx, &domain, Mark::Suspect);
         }
         self.withdraw(cx, id, reason);

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Broker, ROW_MAX, frame};
+use super::{Broker, frame, is_row};
 use crate::book::{PartState, Stage};
 use crate::cx::{About, Cx};
 use crate::domain::Lost;
@@ -143,16 +143,12 @@ impl Broker {
         from: &DomainId,
         answer: Result<(Millis, Body), Lost>,
     ) {
-        let count = self.unanswered.entry(from.clone()).or_default();
         // An error is no answer; but our own lost session says nothing about others.
-        *count = match answer {
-            Ok((_, Body::Bid(_) | Body::Refuse(_))) => 0,
-            Err(Lost::Reset) => *count,
-            _ => *count + 1,
-        };
-        if *count >= ROW_MAX {
-            *count = 0;
-            self.mark(cx, from, Mark::Suspect);
+        match answer {
+            Ok((_, Body::Bid(_) | Body::Refuse(_))) => drop(self.unanswered.remove(from)),
+            Err(Lost::Reset) => {}
+            _ if is_row(&mut self.unanswered, from) => self.mark(cx, from, Mark::Suspect),
+            _ => {}
         }
         let (offer, held) = match answer {
             Ok((sent_at, Body::Bid(bid))) => match fault(cx, from, &bid) {

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use super::board::Board;
 use super::document::{S3Access, write_secret};
 use crate::process::{Process, Recipe, workspace_binary};
-use crate::s3::Faults;
+use crate::s3::{Faults, first_line};
 
 /// Which store the world uses.
 #[derive(Clone, Debug, clap::Args)]
@@ -106,9 +106,4 @@ fn secret(file: PathBuf) -> Result<PathBuf> {
         write_secret(&file, uuid::Uuid::new_v4().simple().to_string().as_bytes())?;
     }
     Ok(file)
-}
-
-fn first_line(file: &Path) -> Result<String> {
-    let text = std::fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
-    Ok(text.lines().next().unwrap_or_default().to_owned())
 }

@@ -56,6 +56,7 @@ async fn the_console_shows_domains_and_a_job_at_work_and_takes_nobodys_text_for_
     let works = |cells: &[String]| cells.iter().any(|cell| cell.contains(": running at ") && !cell.contains(", 0 %"));
     stage.wait("a part at work on the page", async || works(&cells(&browser).await).then_some(())).await;
     shows(&browser, "the job", |text| text.contains(&format!("{id} · transcode · running"))).await;
+    shows(&browser, "its load", |text| text.contains(&format!("{id} · direct: "))).await;
     let job = stage.ends_right(&id).await;
     let text = shows(&browser, "the end", |text| text.contains(&format!("{id} · transcode · done"))).await;
     assert!(text.contains("5 of 5 parts are there") && text.contains("Play"), "{text}");

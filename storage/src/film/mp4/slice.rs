@@ -116,7 +116,8 @@ impl Film {
             });
         }
         let (width, height) = self.video.picture().unwrap_or_default();
-        let sound_start = self.audio.as_ref().zip(sound_start(self.sound()));
+        let usual = usual_length(self.sound());
+        let sound_start = self.audio.as_ref().zip(usual.and_then(|usual| sound_start(self.sound(), usual)));
         let film = FilmInfo {
             container: self.container,
             width,
@@ -132,7 +133,7 @@ impl Film {
             _ => 0.0,
         };
         let audio_end_seconds = sound_start.and_then(|(audio, _)| {
-            let (usual, _) = usual_length(self.sound()).filter(|(_, is_even)| *is_even)?;
+            let (usual, _) = usual.filter(|(_, is_even)| *is_even)?;
             let seconds = usual as f64 * self.sound().len() as f64 / f64::from(audio.timescale);
             Some(audio_offset_seconds - dropped(audio) + seconds)
         });
@@ -232,8 +233,7 @@ fn earliest(mut pts: Vec<i64>) -> Vec<i64> {
 
 /// When the sound would start if its packets followed each other without a gap, as they do once joined: the median over all
 /// packets, because writers stretch the first one to fill what an encoder's priming left.
-fn sound_start(sound: &[Sample]) -> Option<i64> {
-    let (usual, is_even) = usual_length(sound)?;
+fn sound_start(sound: &[Sample], (usual, is_even): (i64, bool)) -> Option<i64> {
     let start = |(i, sample): (i64, &Sample)| sample.pts.saturating_sub(i.saturating_mul(usual));
     let mut starts: Vec<i64> = (0i64..).zip(sound).map(start).collect();
     // Lengths rounded to the track's ticks would add up to a drift.

@@ -9,6 +9,17 @@ use crate::overlay::wire::{Block, Message};
 /// What such a client says, as if it had the whole's torrent. `None`: it speaks of a piece that its own does not have.
 pub fn to_whole(pieces: &Range<u32>, layout: &Layout, message: Message) -> Option<Message> {
     let at = |piece: u32| pieces.start.checked_add(piece).filter(|piece| pieces.contains(piece));
+    renumber(message, at, pieces.len() as u32, layout.pieces())
+}
+
+/// What is said to it. `None`: it is of pieces that its torrent does not have.
+pub fn to_part(pieces: &Range<u32>, layout: &Layout, message: Message) -> Option<Message> {
+    let at = |piece: u32| pieces.contains(&piece).then(|| piece - pieces.start);
+    renumber(message, at, layout.pieces(), pieces.len() as u32)
+}
+
+/// `from`, `to`: pieces in all before and after.
+fn renumber(message: Message, at: impl Fn(u32) -> Option<u32>, from: u32, to: u32) -> Option<Message> {
     let block = |block: Block| Some(Block { piece: at(block.piece)?, ..block });
     Some(match message {
         Message::Have(piece) => Message::Have(at(piece)?),
@@ -16,30 +27,11 @@ pub fn to_whole(pieces: &Range<u32>, layout: &Layout, message: Message) -> Optio
         Message::Cancel(of) => Message::Cancel(block(of)?),
         Message::Piece { piece, begin, data } => Message::Piece { piece: at(piece)?, begin, data },
         Message::Bitfield(told) => {
-            let mut all = Bits::new(layout.pieces());
-            Bits::from_wire(pieces.len() as u32, &told)?.iter().filter_map(at).for_each(|piece| {
-                all.set(piece);
+            let mut bits = Bits::new(to);
+            Bits::from_wire(from, &told)?.iter().filter_map(&at).for_each(|piece| {
+                bits.set(piece);
             });
-            Message::Bitfield(all.to_wire().into())
-        }
-        message => message,
-    })
-}
-
-/// What is said to it. `None`: it is of pieces that its torrent does not have.
-pub fn to_part(pieces: &Range<u32>, layout: &Layout, message: Message) -> Option<Message> {
-    let at = |piece: u32| pieces.contains(&piece).then(|| piece - pieces.start);
-    let block = |block: Block| Some(Block { piece: at(block.piece)?, ..block });
-    Some(match message {
-        Message::Have(piece) => Message::Have(at(piece)?),
-        Message::Request(of) => Message::Request(block(of)?),
-        Message::Cancel(of) => Message::Cancel(block(of)?),
-        Message::Bitfield(all) => {
-            let mut told = Bits::new(pieces.len() as u32);
-            Bits::from_wire(layout.pieces(), &all)?.iter().filter_map(at).for_each(|piece| {
-                told.set(piece);
-            });
-            Message::Bitfield(told.to_wire().into())
+            Message::Bitfield(bits.to_wire().into())
         }
         message => message,
     })
